@@ -1,0 +1,68 @@
+"""The noise schedule, and what a score model is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Variance-preserving noise: ``z_t = alpha_t z + sigma_t eps`` with ``alpha_t**2 + sigma_t**2 = 1``."""
+
+    alpha: Tensor  # [T], falling
+    sigma: Tensor  # [T], rising
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> "NoiseSchedule":
+        """From a diffusers scheduler's ``alphas_cumprod`` [T], the squares of alpha."""
+        return cls(alpha=alphas_cumprod.sqrt(), sigma=(1 - alphas_cumprod).sqrt())
+
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    def to(self, device: object) -> "NoiseSchedule":
+        return NoiseSchedule(self.alpha.to(device), self.sigma.to(device))  # type: ignore[call-overload]
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t as [B,1,1,1], for integer steps t [B]."""
+        shape = (-1, 1, 1, 1)
+        return self.alpha[t].view(shape), self.sigma[t].view(shape)
+
+    def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z [B,C,h,w], eps [B,C,h,w], integer t [B] -> z_t [B,C,h,w]."""
+        alpha, sigma = self.at(t)
+        return alpha * z + sigma * eps
+
+    def eps_from(self, prediction: Tensor, z_t: Tensor, t: Tensor, prediction_type: str) -> Tensor:
+        """What a network predicts, turned into the noise it implies.
+
+        Args:
+            prediction: [B,C,h,w], the network's output for `z_t`.
+            prediction_type: "epsilon"; "v_prediction", v = alpha eps - sigma z (arXiv 2202.00512, appendix D);
+                or "sample", the clean latent.
+
+        Raises:
+            ValueError: for any other prediction type.
+        """
+        alpha, sigma = self.at(t)
+        if prediction_type == "epsilon":
+            return prediction
+        if prediction_type == "v_prediction":
+            return alpha * prediction + sigma * z_t
+        if prediction_type == "sample":
+            return (z_t - alpha * prediction) / sigma
+        raise ValueError(f"prediction type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+
+
+class ScoreModel(Protocol):
+    """A frozen text-to-image diffusion model, as the losses see it."""
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+
+    def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """z_t [N,C,h,w], integer t [N], prompt embeddings [N,L,D] -> predicted noise [N,C,h,w], float32."""
+        ...

@@ -1,0 +1,30 @@
+"""Frozen is a type, not a flag."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+
+class Frozen:
+    """Holds a network that is used and never trained.
+
+    Deliberately not an `nn.Module`: as an attribute of one it stays out of checkpoints, of DDP's broadcasts and of
+    optimisers, and nobody's ``train()`` reaches it. Copies share it.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.network: Any = network.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        self.dtype = dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        self.network.to(device)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self

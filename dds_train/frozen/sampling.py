@@ -1,0 +1,48 @@
+"""New latents from prompts, by the teacher and one of diffusers' schedulers."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from dds_train.distillation.guidance import Branch, Condition, guided_eps
+from dds_train.distillation.rng import generator
+from dds_train.frozen.teacher import Teacher
+
+
+@torch.no_grad()
+def sample_latents(
+    teacher: Teacher,
+    scheduler: SchedulerMixin,
+    condition: Condition,
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+    guidance: float = 4.0,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Draw one latent for each seed.
+
+    The starting noise of an image depends on its seed alone, so the batch it is drawn in does not change it.
+
+    Args:
+        scheduler: a diffusers scheduler made for noise prediction.
+        condition: prompts of the B images.
+        seeds: B of them.
+        size: (h, w) of the latents; the teacher's own if not given.
+
+    Returns:
+        scaled latents [B,C,h,w]
+    """
+    channels, *own = teacher.latent_shape
+    shape = (channels, *(size or own))
+    z = torch.stack([torch.randn(shape, generator=generator("sample", seed)) for seed in seeds]).to(teacher.device)
+    scheduler.set_timesteps(steps)
+    z = z * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        z_t = scheduler.scale_model_input(z, t)
+        step = t.to(teacher.device).long().expand(len(z))
+        (eps,) = guided_eps(teacher, [Branch(z_t, condition)], step, guidance)
+        z = scheduler.step(eps, t, z).prev_sample
+    return z
