@@ -300,7 +300,9 @@ def train_unet(
         steps_offset=1,
         prediction_type="v_prediction",
     )
-    stage = Stage("unet", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), args.unet_steps, args.unet_lr, 0.9995, args)
+    stage = Stage(
+        "unet", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), args.unet_steps, args.unet_lr, 0.9995, args
+    )
 
     unique = sorted({c for variants in pictures.captions for c in variants})
     rows = {caption: row for row, caption in enumerate(unique)}
@@ -337,15 +339,22 @@ def train_unet(
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
-        start = torch.randn(
-            (len(pictures.prompts), *latents.shape[1:]), generator=torch.Generator().manual_seed(0)
-        ).to(args.device)
+        start = torch.randn((len(pictures.prompts), *latents.shape[1:]), generator=torch.Generator().manual_seed(0)).to(
+            args.device
+        )
         images = pipeline(pictures.prompts, num_inference_steps=25, guidance_scale=4.0, latents=start, output_type="pt").images
         save_image(images, args.work / "samples.png", nrow=8)
         save_image(images, args.work / f"samples-{stage.step:06d}.png", nrow=8)
         # The EMA weights go on being averaged in fp32: what is saved in fp16 is a copy.
-        halves = StableDiffusionPipeline(**{**pipeline.components, "unet": half(averaged["unet"]), "vae": half(vae),
-                                            "text_encoder": half(averaged["text_encoder"])}, requires_safety_checker=False)
+        halves = StableDiffusionPipeline(
+            **{
+                **pipeline.components,
+                "unet": half(averaged["unet"]),
+                "vae": half(vae),
+                "text_encoder": half(averaged["text_encoder"]),
+            },
+            requires_safety_checker=False,
+        )
         halves.save_pretrained(args.output)
         return {"minutes": round(stage.seconds / 60, 1)}
 

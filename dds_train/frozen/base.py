@@ -15,7 +15,8 @@ class Frozen:
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self.network: Any = network.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        # nn.Module's own `to`: diffusers' override warns about layers it would keep in float32, of which these have none.
+        self.network: Any = nn.Module.to(network.eval().requires_grad_(False), device=device, dtype=dtype)
         self.dtype = dtype
 
     @property

@@ -1,5 +1,6 @@
 """Where the frozen parts come from: the bundled teacher, a folder in diffusers' layout, or a model hub."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,17 @@ class Pretrained:
     def sampler(self) -> DPMSolverMultistepScheduler:
         """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
         scheduler = _load(DDIMScheduler, self._folder("scheduler"), "scheduler")
-        return DPMSolverMultistepScheduler.from_config(
-            scheduler.config, prediction_type="epsilon", timestep_spacing="trailing"
-        )
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, prediction_type="epsilon", timestep_spacing="trailing")
+
+    def fingerprint(self) -> str:
+        """Changes with the weights that draw images: a hash over configurations and the start of each weight file."""
+        folder, digest = self._folder("unet", "vae", "text_encoder", "scheduler"), hashlib.sha256()
+        for part in ("unet", "vae", "text_encoder", "scheduler"):
+            for file in sorted((folder / part).iterdir()):
+                digest.update(f"{part}/{file.name}:{file.stat().st_size}".encode())
+                with file.open("rb") as content:
+                    digest.update(content.read(2**24))
+        return digest.hexdigest()
 
     def _folder(self, *parts: str) -> Path:
         """The local folder that holds `parts`, fetched from the hub if `path` is an id; nothing else is fetched."""

@@ -1,0 +1,135 @@
+"""Configuration -> objects. The only place that instantiates; past it, everything takes plain typed arguments."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from dds_train.data.source import Source
+from dds_train.distillation.losses import LOSSES, WEIGHTS, Loss
+from dds_train.errors import UserError
+from dds_train.frozen import Codec, Pretrained, Teacher
+from dds_train.training.schedules import Ramp
+from dds_train.translator import UNetTranslator
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def build_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not available here; take device=auto or device=cpu") from error
+    return name
+
+
+def build_pretrained(cfg: DictConfig, device: str) -> Pretrained:
+    """`cfg` is the group teacher."""
+    # Their notes on every load say nothing that a user of this command line could act on.
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if cfg.dtype != "auto" and cfg.dtype not in DTYPES:
+        raise UserError(f"teacher.dtype={cfg.dtype}: take auto, {', '.join(DTYPES)}")
+    auto = torch.float16 if device.startswith("cuda") else torch.float32
+    return Pretrained(str(cfg.path), device, auto if cfg.dtype == "auto" else DTYPES[cfg.dtype])
+
+
+def build_loss(cfg: DictConfig) -> Loss:
+    """`cfg` is the group loss: a name in LOSSES and its options."""
+    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    name = options.pop("name")
+    if name not in LOSSES:
+        raise UserError(f"loss.name={name}: there are {', '.join(LOSSES)}")
+    if options.get("weight", "one") not in WEIGHTS:
+        raise UserError(f"loss.weight={options['weight']}: take {' or '.join(WEIGHTS)}")
+    return partial(LOSSES[name], **options)
+
+
+def build_translator(arguments: dict[str, Any]) -> UNetTranslator:
+    try:
+        return UNetTranslator(**arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def build_ramp(key: str, cfg: DictConfig) -> Ramp:
+    try:
+        return Ramp(start=float(cfg.start), end=float(cfg.end), fraction=float(cfg.fraction))
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def build_t_range(t_range: Sequence[int], steps: int) -> tuple[int, int]:
+    if len(t_range) != 2 or not 0 <= t_range[0] < t_range[1] <= steps:
+        raise UserError(f"t_range={list(t_range)}: give [FIRST,LAST] within [0,{steps}] of the teacher, such as [50,950]")
+    return t_range[0], t_range[1]
+
+
+def build_source(cfg: DictConfig, caption: str, pretrained: Pretrained, teacher: Teacher, codec: Codec) -> Source:
+    """`cfg` is the group data. `caption` says what the images show; teacher and codec go where they are needed."""
+    kind = cfg["_target_"].rsplit(".", 1)[-1]
+    extra: dict[str, Any] = {}
+    if kind == "SyntheticSource":
+        extra = {"pretrained": pretrained, "prompts": cfg.prompts or [caption]}
+    if kind == "FolderSource":
+        own = max(teacher.latent_shape[1:]) * codec.factor
+        extra = {"factor": codec.factor, "size": cfg.size or own}
+    # Partial, because Hydra turns a dataclass among the arguments of a call into a dict.
+    make = build_partial(cfg)
+    try:
+        return make(**extra)
+    except TypeError as error:
+        raise UserError(f"data: {error}") from error
+
+
+def build_loggers(cfg: DictConfig, output_dir: Path) -> list[Logger]:
+    """`cfg` is the group logger. metrics.csv is always written."""
+    loggers: list[Logger] = [CSVLogger(output_dir, name="", version="")]
+    if cfg.extra is not None:
+        loggers.append(_extra_logger(cfg.extra))
+    return loggers
+
+
+def _extra_logger(cfg: DictConfig) -> Logger:
+    if not cfg["_target_"].endswith(WandbLogger.__name__):
+        return instantiate(cfg, _convert_="all")
+    offline = cfg.offline if cfg.offline != "auto" else not _has_wandb_key()
+    if offline and cfg.offline == "auto":
+        print("wandb: no API key found, so it runs offline; upload later with: wandb sync", flush=True)
+    return instantiate(cfg, offline=offline, _convert_="all")
+
+
+def _has_wandb_key() -> bool:
+    netrc = Path("~/.netrc").expanduser()
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "api.wandb.ai" in netrc.read_text())
+
+
+def build_partial(cfg: DictConfig) -> Any:
+    """The groups optimizer and scheduler: everything but what they act on."""
+    try:
+        return instantiate(cfg, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"{cfg.get('_target_')}: {reason(error)}") from error
+
+
+def reason(error: InstantiationException) -> str:
+    """What the constructor itself said, without Hydra's wrapping."""
+    return str(error.__cause__ or error).splitlines()[0]
+
+
+def save_config(cfg: DictConfig, output_dir: Path) -> None:
+    """The whole configuration, resolved, beside the results."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), output_dir / "config.yaml")

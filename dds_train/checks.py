@@ -1,0 +1,94 @@
+"""What is wrong with a configuration can be said before torch is imported, in one line and within a second."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dds_train.data.paths import find_images
+from dds_train.errors import UserError
+
+# key: (lowest, highest), both allowed; None = no bound.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "steps": (1, None),
+    "lr": (0, None),
+    "snapshots": (0, None),
+    "max_side": (1, None),
+    "strength": (0, 1),
+    "batch_size": (1, None),
+    "held_out": (1, None),
+    "workers": (0, None),
+    "keep": (0, None),
+    "ema": (0, 1),
+    "every.log": (1, None),
+    "every.picture": (1, None),
+    "every.checkpoint": (1, None),
+    "guidance.fraction": (0, 1),
+    "identity.fraction": (0, 1),
+    "data.count": (1, None),
+    "data.steps": (1, None),
+    "data.batch": (1, None),
+    "data.size": (1, None),
+    "trainer.max_steps": (1, None),
+    "trainer.accumulate_grad_batches": (1, None),
+}
+
+
+def check_missing(command: str, values: Mapping[str, Any]) -> None:
+    missing = sorted(key for key, value in values.items() if value == "???")
+    if missing:
+        wanted = " ".join(f"{key}=..." for key in missing)
+        raise UserError(f"{command} needs {wanted}; see: python -m dds_train {command} --help")
+
+
+def check_kinds(usual: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Where the usual value is a number or a flag, the given one must be too."""
+    for key, default in usual.items():
+        value = values.get(key)
+        if value is None or default is None or value == default or str(value).startswith("${"):
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(default, bool):
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            # Lightning takes lists and "auto" for its devices.
+            fits, wanted = (number and isinstance(value, int)) or key == "trainer.devices", "a whole number"
+        elif isinstance(default, float) or default == "${lr}":
+            fits, wanted = number, "a number"
+        elif isinstance(default, list):
+            fits, wanted = isinstance(value, list), "a list"
+        else:
+            continue
+        if not fits:
+            example = "" if str(default).startswith("${") else f", such as {default}"
+            raise UserError(f"{key}={value}: expected {wanted}{example}")
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    for key, (lowest, highest) in RANGES.items():
+        value = values.get(key)
+        if not isinstance(value, (int, float)):
+            continue
+        if (lowest is not None and value < lowest) or (highest is not None and value > highest):
+            wanted = f"at least {lowest}" if highest is None else f"between {lowest} and {highest}"
+            raise UserError(f"{key}={value}: must be {wanted}")
+    t_range = values.get("t_range")
+    if t_range is not None and (len(t_range) != 2 or not 0 <= t_range[0] < t_range[1]):
+        raise UserError(f"t_range={t_range}: give [FIRST,LAST] with 0 <= FIRST < LAST, such as [50,950]")
+
+
+def check_paths(values: Mapping[str, Any]) -> None:
+    """That there are files where files are asked for; the results' folder is not made yet, but must be possible."""
+    for key in ("image", "data.path"):
+        specs = values.get(key) or []
+        for spec in [specs] if isinstance(specs, (str, int)) else specs:
+            find_images(str(spec), key)
+    ckpt = values.get("ckpt")
+    if ckpt is not None and not Path(str(ckpt)).exists():
+        raise UserError(f"ckpt={ckpt}: no such file or folder; give a .ckpt of fit or its translator/ folder")
+    resume = values.get("resume")
+    if resume is not None and resume not in ("auto", "never") and not Path(str(resume)).is_file():
+        raise UserError(f"resume={resume}: no such checkpoint; take auto, never, or a .ckpt file of fit")
+    output_dir = str(values.get("output_dir", ""))
+    blocked = next((p for p in [Path(output_dir), *Path(output_dir).parents] if p.exists() and not p.is_dir()), None)
+    if blocked:
+        raise UserError(f"output_dir={output_dir}: {blocked} is a file; give another folder")

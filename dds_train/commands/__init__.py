@@ -1,0 +1,1 @@
+"""One file a command: ``run(cfg)`` wires the parts together."""

@@ -1,0 +1,58 @@
+"""Critters as data sets: endless, or a fixed number of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from dds_train.critters.render import render
+from dds_train.critters.world import Critter, critter
+
+
+def to_tensor(one: Critter, size: int = 64) -> Tensor:
+    """A critter's picture as pixels [3,size,size] in [-1,1]."""
+    return torch.from_numpy(render(one, size)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class CritterDataset(Dataset[dict[str, Tensor]]):
+    """Critters number `first` to ``first + count - 1``; `fixed` parameters are the same in all (``species="cat"``)."""
+
+    def __init__(self, count: int, first: int = 0, size: int = 64, **fixed: Any) -> None:
+        self.critters = [critter(seed, **fixed) for seed in range(first, first + count)]
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.critters)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """{"image": pixels [3,S,S] in [-1,1]}"""
+        return {"image": to_tensor(self.critters[index], self.size)}
+
+
+class CritterStream(IterableDataset[dict[str, Tensor]]):
+    """Critters without end, from number `first` on; loader workers take turns."""
+
+    def __init__(self, first: int = 0, size: int = 64, **fixed: Any) -> None:
+        self.first, self.size, self.fixed = first, size, fixed
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = get_worker_info()
+        seed, step = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
+        while True:
+            yield {"image": to_tensor(critter(seed, **self.fixed), self.size)}
+            seed += step
+
+
+class CritterSource:
+    """A data source (see data/source.py) of exact renders, instead of the teacher's samples."""
+
+    def __init__(self, count: int, first: int = 0, size: int = 64, **fixed: Any) -> None:
+        self.arguments = {"count": count, "first": first, "size": size, **fixed}
+
+    def prepare(self) -> None:
+        """Rendering is quick enough to happen on the way."""
+
+    def dataset(self) -> Dataset[dict[str, Tensor]]:
+        return CritterDataset(**self.arguments)

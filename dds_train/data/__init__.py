@@ -1,0 +1,1 @@
+"""Pixels and latents in, batches out."""

@@ -1,0 +1,95 @@
+"""Reading pictures of every kind, and writing them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from dds_train.errors import UserError
+
+MAX_PIXELS = 100_000_000
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """A picture as it is meant to be seen: pixels [3,H,W] in [-1,1].
+
+    Turned upright by its EXIF orientation; gray, palette, CMYK and 16-bit files become RGB; transparent parts become
+    white; of an animation the first frame.
+
+    Raises:
+        UserError: if it cannot be read as a picture, or has more than `max_pixels`.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size  # from the header: nothing is decoded yet
+            if width * height > max_pixels:
+                raise UserError(f"{path}: {width} x {height} is more than {max_pixels:,} pixels; scale it down first")
+            return from_pil(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a picture that can be read ({str(error).splitlines()[0]})") from error
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """Any mode -> pixels [3,H,W] in [-1,1]."""
+    if image.mode.startswith("I"):  # 16 bits, whose conversion to 8 would clip instead of scale
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Pixels [3,H,W] in [-1,1] -> 8-bit RGB, rounded to the nearest value."""
+    return to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte())
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Pixels [3,H,W] in [-1,1] to a file whose extension says the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil(image).save(path)
+
+
+def strip(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
+    """Rows of equally large pictures, each [N,3,H,W], as one picture [3,H',W'], white between them."""
+
+    def join(pictures: Sequence[Tensor], dim: int) -> Tensor:
+        shape = list(pictures[0].shape)
+        shape[dim] = gap
+        white = torch.ones(shape)
+        spaced = [part for picture in pictures for part in (white, picture)]
+        return torch.cat(spaced[1:], dim)
+
+    return join([join(list(row), 2) for row in rows], 1)
+
+
+def fit_into(image: Tensor, side: int) -> Tensor:
+    """[3,H,W] placed in the middle of a white square [3,side,side], scaled down if it is larger: for mixed overviews."""
+    fitted = ImageOps.pad(to_pil(image), (side, side), color="white")
+    return from_pil(fitted)
+
+
+def square_crop(image: Tensor, side: int) -> Tensor:
+    """[3,H,W] -> [3,side,side]: scaled so that the shorter side fits, then the middle cut out."""
+    return from_pil(ImageOps.fit(to_pil(image), (side, side), method=Image.Resampling.LANCZOS))
+
+
+def overview(pairs: Sequence[tuple[Tensor, Tensor]], side: int = 256, limit: int = 64) -> Tensor:
+    """A before/after picture of up to `limit` pairs of any size, in blocks of 8 columns: inputs above results."""
+    shown = [(fit_into(before, side), fit_into(after, side)) for before, after in pairs[:limit]]
+    columns = min(8, len(shown))
+    blank = torch.ones(3, side, side)
+    rows = []
+    for block in range(math.ceil(len(shown) / columns)):
+        part = shown[block * columns : (block + 1) * columns]
+        part += [(blank, blank)] * (columns - len(part))
+        rows += [torch.stack([before for before, _ in part]), torch.stack([after for _, after in part])]
+    return strip(rows)

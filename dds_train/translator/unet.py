@@ -1,0 +1,79 @@
+"""The translator: latent and instruction in, edited latent out, in one pass."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+
+class Translator(Protocol):
+    def __call__(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
+        """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] in [0,1] -> [B,C,h,w]; at initialisation exactly z."""
+        ...
+
+
+class UNetTranslator(nn.Module):
+    """A text-conditioned UNet that predicts what to add to the latent.
+
+    Its last layer starts at zero, so that before training the output *is* the input. `strength` scales what is added:
+    0 gives exactly the input, 1 the full edit.
+
+    Args:
+        latent_channels: C of the codec.
+        text_dim: D of the prompt embeddings.
+        channels: width of each resolution, from fine to coarse; latents of any size are accepted.
+        depth: residual blocks at each resolution.
+        attention: for each resolution, whether it attends to the text.
+        heads: attention heads.
+        groups: of the group normalisation; must divide every width.
+
+    Raises:
+        ValueError: if `channels` and `attention` differ in length, or `groups` does not divide every width.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        text_dim: int,
+        channels: Sequence[int] = (64, 128),
+        depth: int = 1,
+        attention: Sequence[bool] = (True, False),
+        heads: int = 4,
+        groups: int = 16,
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(attention):
+            raise ValueError(f"translator: {len(channels)} widths need as many attention flags, got {len(attention)}")
+        if any(width % groups for width in channels):
+            raise ValueError(f"translator: {groups} groups do not divide the widths {list(channels)}")
+        self.config: dict[str, Any] = {
+            "latent_channels": latent_channels,
+            "text_dim": text_dim,
+            "channels": list(channels),
+            "depth": depth,
+            "attention": list(attention),
+            "heads": heads,
+            "groups": groups,
+        }
+        self.unet = UNet2DConditionModel(
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=tuple(channels),
+            layers_per_block=depth,
+            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            cross_attention_dim=text_dim,
+            attention_head_dim=heads,  # diffusers' name for the number of heads
+            norm_num_groups=groups,
+        )
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def forward(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
+        """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] -> [B,C,h,w]."""
+        no_time = torch.zeros(len(z), dtype=torch.long, device=z.device)
+        change = self.unet(z, no_time, encoder_hidden_states=text).sample
+        return z + strength.view(-1, 1, 1, 1) * change

@@ -1,0 +1,76 @@
+"""Tiny teachers with random weights, in the shape of Stable Diffusion's folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny networks are slower with more."""
+    torch.set_num_threads(2)
+
+
+def build_pipeline(prediction_type: str) -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    alphabet = sorted(ByteLevel.alphabet())
+    pieces = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(a + "</w>" for a in alphabet)]
+    tokenizer = CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=77)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(pieces),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=32,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    # SD 1.5 ships a PNDM scheduler, SD 2.1 a DDIM one.
+    if prediction_type == "epsilon":
+        scheduler = PNDMScheduler(**noise, skip_prk_steps=True)
+    else:
+        scheduler = DDIMScheduler(**noise, prediction_type=prediction_type, clip_sample=False)
+    return StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """prediction type -> the folder of a saved pipeline with latents of 8 x 8 and a codec of factor 4."""
+    folders: dict[str, Path] = {}
+
+    def get(prediction_type: str = "epsilon") -> Path:
+        if prediction_type not in folders:
+            folders[prediction_type] = tmp_path_factory.mktemp("tiny") / prediction_type
+            build_pipeline(prediction_type).save_pretrained(folders[prediction_type])
+        return folders[prediction_type]
+
+    return get
