@@ -129,7 +129,8 @@ def reason(error: InstantiationException) -> str:
     return str(error.__cause__ or error).splitlines()[0]
 
 
-def save_config(cfg: DictConfig, output_dir: Path) -> None:
-    """The whole configuration, resolved, beside the results."""
+def save_config(cfg: DictConfig, output_dir: Path, unused: Sequence[str] = ()) -> None:
+    """The configuration, resolved, beside the results; without the groups that the command does not use."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), output_dir / "config.yaml")
+    used = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(used, resolve=True)), output_dir / "config.yaml")

@@ -6,8 +6,8 @@
 Stages: tokenizer, AutoencoderKL, then UNet and text encoder together (v-prediction, min-SNR weights, arXiv 2303.09556,
 10 % empty prompts). Each stage checkpoints every few minutes and goes on from there when the same command runs again; the
 folder in `--output` holds EMA weights in fp16 and is rewritten at every checkpoint of the UNet, beside `samples.png`.
-The learning rate is constant and falls linearly to zero over the last quarter of `--unet-steps`, so a run can be prolonged
-(raise the number) or brought to an early end (lower it) without wasting what was done.
+The learning rate is constant and falls linearly to zero over the last quarter of `--unet-steps` (or of `--unet-minutes`, if
+that ends sooner), so a run can be prolonged or brought to an early end without wasting what was done.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
     pictures = critters(args.count, args.size, args.work) if args.data == "critters" else folder(Path(args.data), args.size)
     tokenizer = train_tokenizer(pictures, args.max_tokens, args.work / "tokenizer")
     vae = train_vae(pictures, args)
-    latents = encode(vae, pictures.images, args.device)
+    latents = encode(vae, pictures.images, args)
     scale = 1 / latents.std().item()
     vae.register_to_config(scaling_factor=scale)
     train_unet(pictures, latents * scale, vae, tokenizer, args)
@@ -74,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kl", type=float, default=1e-4, help="weight of the KL term, both terms being means")
     parser.add_argument("--latent-channels", type=int, default=12)
     parser.add_argument("--unet-steps", type=int, default=18_000)
+    parser.add_argument("--unet-minutes", type=float, default=float("inf"), help="end there if not done by then")
     parser.add_argument("--unet-batch", type=int, default=64)
     parser.add_argument("--unet-lr", type=float, default=1e-3)
     parser.add_argument("--unet-channels", type=int, nargs=2, default=(96, 192))
@@ -145,8 +146,11 @@ class Stage:
     `loss(step, rng)` must draw only from `rng`, which depends on (seed, step) alone, so that resuming changes nothing.
     """
 
-    def __init__(self, name: str, model: nn.Module, steps: int, lr: float, ema: float, args: argparse.Namespace) -> None:
-        self.name, self.model, self.steps, self.lr, self.args = name, model.to(args.device), steps, lr, args
+    def __init__(
+        self, name: str, model: nn.Module, steps: int, minutes: float, lr: float, ema: float, args: argparse.Namespace
+    ) -> None:
+        self.name, self.model, self.args = name, model.to(args.device), args
+        self.steps, self.minutes, self.lr = steps, minutes, lr
         self.path = args.work / f"{name}.ckpt"
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
 
@@ -167,7 +171,7 @@ class Stage:
     def run(self, loss: Callable[[int, torch.Generator], Tensor], at_checkpoint: Callable[[], dict[str, float]]) -> None:
         start, saved_at, done_before = time.time(), time.time(), self.seconds
         first, losses = self.step, []
-        while self.step < self.steps:
+        while self._share() < 1:
             rng = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.step)
             self.optimizer.param_groups[0]["lr"] = self.lr * self._rate()
             value = loss(self.step, rng)
@@ -184,13 +188,17 @@ class Stage:
                 print(f"{self.name} {row} {(self.step - first) / (time.time() - start):.2f} steps/s", flush=True)
                 self._log(row)
                 losses = []
-            if time.time() - saved_at > 60 * self.args.save_minutes or self.step == self.steps:
+            if time.time() - saved_at > 60 * self.args.save_minutes or self._share() >= 1:
                 self._save()
                 print(f"{self.name} checkpoint at step {self.step}: {at_checkpoint()}", flush=True)
                 saved_at = time.time()
 
+    def _share(self) -> float:
+        """How much of the run is done, 0 .. 1."""
+        return max(self.step / self.steps, self.seconds / 60 / self.minutes)
+
     def _rate(self) -> float:
-        return min(1.0, (self.step + 1) / 200, (self.steps - self.step) / (0.25 * self.steps))
+        return min(1.0, (self.step + 1) / 200, (1 - self._share()) / 0.25)
 
     def _log(self, row: dict[str, float]) -> None:
         path = self.args.work / f"{self.name}.csv"
@@ -227,7 +235,7 @@ def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=args.size,
     )
-    stage = Stage("vae", vae, args.vae_steps, args.vae_lr, 0.998, args)
+    stage = Stage("vae", vae, args.vae_steps, float("inf"), args.vae_lr, 0.998, args)
     held_out = to_unit(pictures.images[-HELD_OUT:], args.device)
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
@@ -253,9 +261,12 @@ def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
-    """uint8 images -> the posteriors' means, [N, C, S/8, S/8] on the CPU."""
-    return torch.cat([vae.encode(to_unit(b, device)).latent_dist.mode().cpu() for b in images.split(256)])
+def encode(vae: AutoencoderKL, images: Tensor, args: argparse.Namespace) -> Tensor:
+    """uint8 images -> the posteriors' means, [N, C, S/8, S/8] on the CPU. Kept in the work folder."""
+    cache = args.work / "latents.pt"
+    if not cache.exists():
+        torch.save(torch.cat([vae.encode(to_unit(b, args.device)).latent_dist.mode().cpu() for b in images.split(64)]), cache)
+    return torch.load(cache, weights_only=True)
 
 
 # ---------------------------------------------------------------- UNet and text encoder
@@ -300,9 +311,8 @@ def train_unet(
         steps_offset=1,
         prediction_type="v_prediction",
     )
-    stage = Stage(
-        "unet", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), args.unet_steps, args.unet_lr, 0.9995, args
-    )
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    stage = Stage("unet", model, args.unet_steps, args.unet_minutes, args.unet_lr, 0.9995, args)
 
     unique = sorted({c for variants in pictures.captions for c in variants})
     rows = {caption: row for row, caption in enumerate(unique)}
@@ -320,7 +330,7 @@ def train_unet(
         alpha, sigma = (abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1))
         snr = abar[t] / (1 - abar[t])
         weight = (snr.clamp(max=5) / (snr + 1)).to(args.device)
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
+        with torch.autocast(args.device, torch.bfloat16):
             text = text_encoder(tokens[caption].to(args.device)).last_hidden_state
             v = unet((alpha * z + sigma * eps).to(args.device), t.to(args.device), text).sample
         error = (v.float() - (alpha * eps - sigma * z).to(args.device)).square().mean((1, 2, 3))

@@ -12,6 +12,8 @@ from dds_train.data.images import overview, save_image, strip
 from dds_train.editing.optimize import optimize_latent
 from dds_train.errors import UserError
 
+UNUSED = ("data", "translator", "trainer", "logger")
+
 
 def run(cfg: DictConfig) -> None:
     pictures = find_pictures(cfg.image)
@@ -25,7 +27,7 @@ def run(cfg: DictConfig) -> None:
     t_range = build.build_t_range(cfg.t_range, len(teacher.schedule))
 
     output_dir = Path(cfg.output_dir)
-    build.save_config(cfg, output_dir)
+    build.save_config(cfg, output_dir, unused=UNUSED)
     pairs = []
     with tqdm(total=len(pictures) * cfg.steps, desc="optimize", unit="step") as bar:
         for name, path in pictures:

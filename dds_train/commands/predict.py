@@ -13,6 +13,8 @@ from dds_train.data.images import overview, save_image
 from dds_train.errors import UserError
 from dds_train.translator import load_translator
 
+UNUSED = ("loss", "data", "translator", "optimizer", "scheduler", "trainer", "logger")
+
 
 @torch.no_grad()
 def run(cfg: DictConfig) -> None:
@@ -31,7 +33,7 @@ def run(cfg: DictConfig) -> None:
     translator.to(device)
 
     output_dir = Path(cfg.output_dir)
-    build.save_config(cfg, output_dir)
+    build.save_config(cfg, output_dir, unused=UNUSED)
     pairs = []
     for name, path in tqdm(pictures, desc="predict", unit="image"):
         picture = read_picture(name, path, cfg.max_side)

@@ -69,6 +69,9 @@ class Canvas:
         alpha = np.clip(0.5 - distance / self.pixel, 0, 1)[..., None]
         self.image += alpha * (np.array(colour) - self.image)
 
+    def quantised(self) -> NDArray[np.uint8]:
+        return np.floor(self.image * 255 + 0.5).astype(np.uint8)
+
     def ellipse(self, x: float, y: float, rx: float, ry: float) -> Array:
         """First-order distance to an ellipse: f / |grad f|, exact on its border."""
         p, q = (self.u - x) / rx, (self.v - y) / ry
@@ -108,7 +111,7 @@ def render(critter: Critter, size: int = 64) -> NDArray[np.uint8]:
         uint8 [size, size, 3], RGB in 0..255; identical bytes on every machine.
     """
     c = Canvas(size, critter)
-    _backdrop(c, critter)
+    _paint_backdrop(c, critter)
     hue, saturation, value = FUR_HSV[critter.fur]
     hue, saturation, value = hue + critter.hue, saturation + critter.saturation, value + critter.value
     fur = hsv(hue, saturation, value)
@@ -121,10 +124,17 @@ def render(critter: Critter, size: int = 64) -> NDArray[np.uint8]:
         _glasses(c)
     if critter.hat:
         _hat(c)
-    return np.floor(c.image * 255 + 0.5).astype(np.uint8)
+    return c.quantised()
 
 
-def _backdrop(c: Canvas, critter: Critter) -> None:
+def render_backdrop(critter: Critter, size: int = 64) -> NDArray[np.uint8]:
+    """What is behind `critter`, uint8 [size, size, 3]."""
+    c = Canvas(size, critter)
+    _paint_backdrop(c, critter)
+    return c.quantised()
+
+
+def _paint_backdrop(c: Canvas, critter: Critter) -> None:
     hue, saturation, value = BACKDROP_HSV[critter.backdrop]
     top, bottom = (np.array(hsv(hue, saturation, value * (1 + k * critter.shade))) for k in SIDES[::-1])
     c.image[:] = (top + (bottom - top) * c.rows)[:, None, :]

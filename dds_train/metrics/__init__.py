@@ -1,0 +1,1 @@
+"""How good an edit is. One file for each family of metrics."""

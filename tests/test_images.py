@@ -1,0 +1,139 @@
+"""Pictures that nobody here prepared: rotated, CMYK, 16 bits, palettes, odd sizes, broken."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dds_train.data.images import from_pil, overview, read_image, save_image, square_crop, strip, to_pil
+from dds_train.data.paths import find_images
+from dds_train.errors import UserError
+from dds_train.frozen import Pretrained
+
+
+def gradient(width: int = 40, height: int = 24) -> Image.Image:
+    """Red grows to the right, green downwards."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 60)], -1).astype(np.uint8))
+
+
+def assert_like(image: torch.Tensor, expected: Image.Image, tolerance: float = 0.03) -> None:
+    wanted = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1) / 127.5 - 1
+    assert image.shape == wanted.shape
+    assert (image - wanted).abs().mean() < tolerance
+
+
+def test_png_round_trip_is_exact(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    save_image(image, tmp_path / "b.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), np.asarray(gradient()))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    # What a camera stores, given how it was held: the inverse of what a viewer has to do.
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Transpose.FLIP_LEFT_RIGHT .. TRANSVERSE
+    stored = gradient()
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(inverse[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.jpg", exif=exif, quality=98)
+    assert_like(read_image(tmp_path / "a.jpg"), gradient())
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    gradient().convert("CMYK").save(tmp_path / "a.jpg", quality=98)
+    assert_like(read_image(tmp_path / "a.jpg"), gradient())
+
+
+def test_16_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(8, 0)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (3, 8, 64)
+    torch.testing.assert_close(image[0, 0], torch.linspace(-1, 1, 64), atol=0.01, rtol=0)
+
+
+def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    picture = Image.new("P", (4, 4))
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.putpixel((0, 0), 1)
+    picture.save(tmp_path / "a.png", transparency=1)
+    image = read_image(tmp_path / "a.png")
+    assert image[:, 0, 0].tolist() == [1, 1, 1]
+    assert image[:, 1, 1].tolist() == [1, -1, -1]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "HSV", "YCbCr", "I", "I;16", "F"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    source = Image.new("L", (5, 3), 200) if mode in ("I", "I;16", "F") else gradient(5, 3)
+    image = from_pil(source.convert(mode))
+    assert image.shape == (3, 3, 5)
+    assert image.min() >= -1
+    assert image.max() <= 1
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    for name, data in {"cut.jpg": content[: len(content) // 2], "page.jpg": b"<html></html>", "empty.png": b""}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    Image.new("1", (13000, 13000)).save(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match="13000 x 13000"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_find_images(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "sub/c.webp", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
+    assert [p.name for p in find_images(tmp_path / "*.png")] == ["b.png"]
+    for missing in (tmp_path / "none", tmp_path / "*.gif"):
+        with pytest.raises(UserError, match="no file matches"):
+            find_images(missing)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures"):
+        find_images(tmp_path / "empty")
+
+
+def test_square_crop_takes_the_middle() -> None:
+    tall = from_pil(gradient(20, 60))
+    assert_like(square_crop(tall, 20), to_pil(tall).crop((0, 20, 20, 40)))
+
+
+def test_overviews_of_mixed_sizes() -> None:
+    pictures = [torch.rand(3, h, w) * 2 - 1 for h, w in ((37, 511), (64, 64), (10, 3))]
+    picture = overview([(p, p) for p in pictures], side=32)
+    assert picture.shape == (3, 2 * 32 + 2, 3 * 32 + 4)
+    assert strip([torch.stack(pictures[1:2] * 2)]).shape == (3, 64, 130)
+
+
+@pytest.mark.parametrize("size", [(37, 511), (1, 1), (32, 32), (33, 31)])
+def test_codec_pads_and_crops_back(tiny: Callable[[str], Path], size: tuple[int, int]) -> None:
+    codec = Pretrained(str(tiny("epsilon"))).codec()
+    image = torch.rand(2, 3, *size) * 2 - 1
+    z = codec.encode(image)
+    assert z.shape == (2, 4, -(-size[0] // 4), -(-size[1] // 4))
+    assert codec.decode(z, size).shape == image.shape
+
+
+def test_codec_scales_as_diffusers_does(tiny: Callable[[str], Path]) -> None:
+    codec = Pretrained(str(tiny("epsilon"))).codec()
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    vae = codec.network
+    with torch.no_grad():
+        want = vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
+        torch.testing.assert_close(codec.encode(image), want)
+        back = vae.decode(want / vae.config.scaling_factor).sample.clamp(-1, 1)
+    torch.testing.assert_close(codec.decode(want), back)

@@ -1,0 +1,100 @@
+"""The noise schedule and the teacher's conversions, with diffusers' schedulers as the oracle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from dds_train.distillation import NoiseSchedule
+from dds_train.distillation.rng import draw, generator
+from dds_train.errors import UserError
+from dds_train.frozen import Pretrained, Teacher
+
+ORACLE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+SCHEDULE = NoiseSchedule.from_alphas_cumprod(ORACLE.alphas_cumprod)
+
+
+def test_add_noise_agrees_with_diffusers() -> None:
+    z, eps = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    t = torch.tensor([0, 10, 500, 999])
+    torch.testing.assert_close(SCHEDULE.add_noise(z, eps, t), ORACLE.add_noise(z, eps, t))
+    torch.testing.assert_close(SCHEDULE.alpha**2 + SCHEDULE.sigma**2, torch.ones(1000))
+
+
+def test_every_prediction_type_gives_back_the_noise() -> None:
+    z, eps = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    t = torch.tensor([20, 300, 600, 999])
+    z_t = SCHEDULE.add_noise(z, eps, t)
+    predictions = {"epsilon": eps, "v_prediction": ORACLE.get_velocity(z, eps, t), "sample": z}
+    for kind, prediction in predictions.items():
+        torch.testing.assert_close(SCHEDULE.eps_from(prediction, z_t, t, kind), eps, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="v_prediction"):
+        SCHEDULE.eps_from(eps, z_t, t, "flow")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_teacher_agrees_with_diffusers(tiny: Callable[[str], Path], kind: str) -> None:
+    """One DDIM step by diffusers from the network's raw output contains the noise that our teacher must report."""
+    folder = tiny(kind)
+    teacher = Pretrained(str(folder)).teacher()
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False)
+    scheduler.set_timesteps(1000)
+    z_t, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
+    t = torch.tensor([400, 400])
+    with torch.no_grad():
+        raw = unet(z_t, t, encoder_hidden_states=text).sample
+    x0 = scheduler.step(raw, 400, z_t).pred_original_sample
+    alpha, sigma = teacher.schedule.at(t)
+    torch.testing.assert_close(teacher.predict_eps(z_t, t, text), (z_t - alpha * x0) / sigma, atol=1e-4, rtol=1e-4)
+
+
+def test_teacher_keeps_out_of_modules(tiny: Callable[[str], Path]) -> None:
+    class Holder(nn.Module):
+        def __init__(self, teacher: Teacher) -> None:
+            super().__init__()
+            self.teacher = teacher
+
+    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    holder = Holder(teacher).train()
+    assert not holder.state_dict()
+    assert not list(holder.parameters())
+    assert not teacher.network.training
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+
+
+def test_sdxl_is_refused(tiny: Callable[[str], Path]) -> None:
+    unet = UNet2DConditionModel.from_pretrained(tiny("epsilon") / "unet")
+    unet.register_to_config(addition_embed_type="text_time")
+    with pytest.raises(UserError, match="SDXL"):
+        Teacher(unet, SCHEDULE, "epsilon")
+
+
+def test_draws_differ_by_every_part_of_the_key_and_repeat() -> None:
+    def one(*key: int) -> tuple[Tensor, Tensor]:
+        return draw((8, 2, 4, 4), (50, 950), "cpu", *key)
+
+    t, eps = one(0, 0, 0)
+    assert torch.equal(one(0, 0, 0)[0], t)
+    assert torch.equal(one(0, 0, 0)[1], eps)
+    for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):  # seed, rank, counter
+        assert not torch.equal(one(*other)[0], t)
+        assert not torch.equal(one(*other)[1], eps)
+
+
+def test_draws_cover_their_range() -> None:
+    t, eps = draw((20_000, 1, 1, 1), (50, 60), "cpu", 3)
+    assert sorted(t.unique().tolist()) == list(range(50, 60))
+    assert abs(eps.mean()) < 0.03
+    assert abs(eps.std() - 1) < 0.03
+
+
+def test_generator_does_not_touch_the_global_state() -> None:
+    torch.manual_seed(0)
+    before = torch.rand(1)
+    torch.manual_seed(0)
+    torch.rand(5, generator=generator("anything"))
+    assert torch.equal(torch.rand(1), before)
