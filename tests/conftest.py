@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny networks are slower with more."""
-    torch.set_num_threads(2)
+    """Tiny networks are slower with more, and several test runs at once much slower."""
+    torch.set_num_threads(1)
 
 
 def build_pipeline(prediction_type: str) -> StableDiffusionPipeline:

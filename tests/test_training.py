@@ -1,0 +1,222 @@
+"""Training in this process, on a tiny random teacher."""
+
+import math
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dds_train.data.source import Sample, StepBatches, hold_out
+from dds_train.data.synthetic import SyntheticSource, fill
+from dds_train.distillation import LOSSES
+from dds_train.distillation.rng import generator
+from dds_train.errors import UserError
+from dds_train.frozen import Pretrained
+from dds_train.training.callbacks import EMA, AtomicCheckpointIO, Checkpoints, SampleGrid, Throughput
+from dds_train.training.data import SourceData
+from dds_train.training.module import DistillationModule, Task
+from dds_train.training.schedules import Ramp
+from dds_train.translator import TranslatorCard, UNetTranslator, load_translator
+
+SHAPE = {
+    "latent_channels": 4,
+    "text_dim": 32,
+    "channels": [16, 32],
+    "attention": [True, False],
+    "depth": 1,
+    "heads": 2,
+    "groups": 8,
+}
+
+
+class Latents:
+    """A data source of random latents."""
+
+    def prepare(self) -> None: ...
+
+    def dataset(self) -> Dataset[Sample]:
+        z = torch.randn(20, 4, 8, 8, generator=generator("latents"))
+        return [{"z": one} for one in z]  # type: ignore[return-value]
+
+
+def build(folder: Path, **changes: Any) -> DistillationModule:
+    pretrained = Pretrained(str(folder))
+    text = pretrained.text_encoder()
+    task = Task(text.condition("a cat"), text.condition("a lion"), text.embed("a lion"))
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {
+        "translator": UNetTranslator(**SHAPE),
+        "teacher": pretrained.teacher(),
+        "codec": pretrained.codec(),
+        "task": task,
+        "loss": LOSSES["dds"],
+        "guidance": Ramp(1.0, 3.0, 0.5),
+        "identity": Ramp(1.0, 0.1, 1.0),
+        "t_range": (50, 950),
+        "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3),
+        "scheduler": lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0),
+        "seed": 0,
+        "card": TranslatorCard("a cat", "a lion", "a lion", str(folder), SHAPE),
+    }
+    return DistillationModule(**{**arguments, **changes})
+
+
+def trainer(folder: Path, max_steps: int, **changes: Any) -> pl.Trainer:
+    return pl.Trainer(
+        max_steps=max_steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        callbacks=[EMA(0.9), SampleGrid(4, folder / "pictures"), Throughput(), Checkpoints(folder / "ckpt", every=3, keep=1)],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        **changes,
+    )
+
+
+def fit(module: DistillationModule, trainer: pl.Trainer, resume: Path | None = None) -> dict[str, Tensor]:
+    data = SourceData(Latents(), batch_size=3, held_out=4, workers=0, seed=0)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_resumed_training_ends_at_the_same_weights(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    whole = fit(build(tiny("epsilon")), trainer(tmp_path / "whole", 8))
+    # Stopped after 6 of 8 steps, as by a kill; 6 is a multiple of the checkpoint's interval and 8 is not.
+    first = trainer(tmp_path / "parts", 8, limit_train_batches=6)
+    first.fit_loop.max_epochs = 1
+    fit(build(tiny("epsilon")), first)
+    resumed = fit(build(tiny("epsilon")), trainer(tmp_path / "parts", 8), tmp_path / "parts" / "ckpt" / "last.ckpt")
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+
+
+def test_checkpoints_hold_the_translator_alone(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    module = build(tiny("epsilon"))
+    fit(module, trainer(tmp_path, 5))
+    path = tmp_path / "ckpt" / "last.ckpt"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["last.ckpt", "step-0000005.ckpt"]
+    saved = torch.load(path, weights_only=True)
+    assert saved["global_step"] == 5
+    assert all(name.startswith("translator.") for name in saved["state_dict"])
+    # What predict reads is the average, which is also what training ends with.
+    translator, card = load_translator(path)
+    assert card == module.card
+    for name, tensor in translator.state_dict().items():
+        assert torch.equal(tensor, module.translator.state_dict()[name])
+        assert torch.equal(tensor, saved["state_dict"][f"translator.{name}"])
+    raw = saved["current_model_state"]
+    assert any(not torch.equal(raw[name], saved["state_dict"][name]) for name in raw)
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["step-0000004.png", "step-0000005.png"]
+
+
+def test_the_teacher_is_untouched_and_the_translator_learns(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    module = build(tiny("v_prediction"))
+    before = {name: tensor.clone() for name, tensor in module.teacher.network.state_dict().items()}
+    start = module.translator.unet.conv_out.weight.clone()
+    fit(module, trainer(tmp_path, 3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.teacher.network.state_dict().items())
+    assert not torch.equal(start, module.translator.unet.conv_out.weight)
+
+
+def test_accumulated_batches_have_noise_of_their_own(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    seen = []
+
+    def spy(
+        teacher: Any, z_source: Tensor, z_target: Tensor, source: Any, target: Any, t: Tensor, eps: Tensor, guidance: float
+    ) -> Any:
+        seen.append(eps.sum().item())
+        return LOSSES["dds"](teacher, z_source, z_target, source, target, t, eps, guidance)
+
+    fit(build(tiny("epsilon"), loss=spy), trainer(tmp_path, 2, accumulate_grad_batches=3))
+    assert len(seen) == len(set(seen)) == 6
+
+
+def test_the_gradient_is_that_of_dds_and_identity(tiny: Callable[[str], Path]) -> None:
+    """One training step's gradient on the output, against the formula, with the teacher called by hand."""
+    module = build(tiny("epsilon"), identity=Ramp(0.5, 0.5), guidance=Ramp(2.0, 2.0))
+    shift = torch.randn(3, 4, 8, 8)
+    output: list[Tensor] = []
+
+    class Shifted(torch.nn.Module):
+        def forward(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
+            output.append((z + shift).requires_grad_())
+            return output[0]
+
+    module.translator = Shifted()
+    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
+    module._trainer = pl.Trainer(max_steps=10, logger=False, accelerator="cpu", enable_progress_bar=False)
+    z = torch.randn(3, 4, 8, 8)
+    module.training_step({"z": z}, 0).backward()
+    from dds_train.distillation.rng import draw
+
+    t, eps = draw(z.shape, (50, 950), "cpu", 0, 0, 0)
+    source, target = module.task.source.expand(3), module.task.target.expand(3)
+    grad = LOSSES["dds"](module.teacher, z, z + shift, source, target, t, eps, 2.0).grad
+    assert output[0].grad is not None
+    torch.testing.assert_close(output[0].grad, (grad + 0.5 * shift) / 3 / z[0].numel())
+
+
+def test_ramps() -> None:
+    ramp = Ramp(1.0, 7.5, 0.3)
+    assert ramp(0) == 1
+    assert ramp(0.15) == pytest.approx(4.25)
+    assert ramp(0.3) == ramp(1) == 7.5
+    assert Ramp(1.0, 7.5, 0.0)(0) == 7.5
+    with pytest.raises(ValueError, match="fraction"):
+        Ramp(1, 2, 1.5)
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    def batches(**changes: int) -> list[list[int]]:
+        return list(StepBatches(**{"size": 10, "batch": 2, "first": 0, "last": 15, "seed": 1, **changes}))
+
+    whole = batches()
+    assert batches(first=7) == whole[7:]
+    assert sorted(chain(*whole[:5])) == sorted(chain(*whole[5:10])) == list(range(10))
+    assert whole[:5] != whole[5:10]
+    assert batches(seed=2) != whole
+    # Two ranks with half the batch see together what one sees alone.
+    ranks = [batches(batch=1, rank=rank, world=2) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == whole
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(UserError, match="3 images are too few"):
+        hold_out([{}] * 3, 8)  # type: ignore[arg-type]
+
+
+def test_templates() -> None:
+    words = {"fur": ["orange", "gray"], "place": ["here"]}
+    made = {fill(["a photo of a {fur} cat {place}", "a cat"], words, generator(i)) for i in range(50)}
+    assert made == {"a photo of an orange cat here", "a photo of a gray cat here", "a cat"}
+    with pytest.raises(UserError, match=r"words\.breed"):
+        fill(["a {breed} cat"], words, generator(0))
+
+
+def test_synthetic_images_do_not_depend_on_the_batch_and_are_cached(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    def source(batch: int, cache: str, seed: int = 0) -> SyntheticSource:
+        pretrained = Pretrained(str(tiny("v_prediction")))
+        return SyntheticSource(pretrained, ["a cat"], {}, 6, 2.0, 3, batch, seed, str(tmp_path / cache))
+
+    a, b = source(6, "a"), source(4, "b")
+    a.prepare()
+    b.prepare()
+    assert a.folder.name == b.folder.name
+    for one, other in zip(a.dataset(), b.dataset(), strict=True):  # type: ignore[call-overload]
+        torch.testing.assert_close(one["z"], other["z"], atol=1e-4, rtol=1e-4)
+    assert all(math.isfinite(value) for value in a.dataset()[0]["z"].flatten().tolist())
+    written = (a.folder / "latents.safetensors").stat().st_mtime_ns
+    source(6, "a").prepare()
+    assert (a.folder / "latents.safetensors").stat().st_mtime_ns == written
+    assert source(6, "a", seed=1).folder != a.folder
