@@ -165,8 +165,10 @@ def quoted(override: str) -> str:
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if is_list or is_quoted or value.startswith("${"):
         return override
-    escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
-    return f"{key}='{escaped.replace(chr(39), chr(92) + chr(39))}'"
+    # Hydra's rule: a quote is escaped, and so are the backslashes before one; others stand for themselves.
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"{key}='{escaped}{escaped[len(escaped) - trailing :]}'"
 
 
 def fail(error: UserError) -> NoReturn:

@@ -1,0 +1,33 @@
+# Two commands do all the set-up: make cat2lion, make test. Needs Python 3.10 to 3.13 (PYTHON=python3.12 picks one) and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+OUT := outputs/cat2lion
+
+.PHONY: cat2lion test test-slow table clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+cat2lion: $(VENV)/.installed
+	$(RUN) dds_train fit +experiment=cat2lion output_dir=$(OUT)
+	$(RUN) dds_train predict ckpt=$(OUT)/translator image=data/examples output_dir=$(OUT)/examples
+	@echo "Cats above, lions below: $(OUT)/examples/before_after.png (during training: $(OUT)/pictures)"
+
+test: $(VENV)/.installed
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pytest
+
+test-slow: $(VENV)/.installed
+	$(RUN) pytest -m slow
+
+# The README's table of editors; needs what cat2lion leaves behind.
+table: $(VENV)/.installed
+	$(VENV)/bin/python scripts/compare_editors.py --ckpt $(OUT)/translator
+
+clean:
+	rm -rf $(VENV) outputs build dist
