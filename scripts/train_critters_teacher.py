@@ -11,6 +11,7 @@ that ends sooner), so a run can be prolonged or brought to an early end without 
 """
 
 import argparse
+import copy
 import csv
 import os
 import random
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,7 +156,7 @@ class Stage:
         self.path = args.work / f"{name}.ckpt"
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
 
-        def average(averaged: list[Tensor], current: list[Tensor], count: int) -> None:
+        def average(averaged: Any, current: Any, count: int | Tensor) -> None:
             decay = min(ema, (1 + int(count)) / (10 + int(count)))  # early weights are forgotten quickly
             torch._foreach_lerp_(averaged, current, 1 - decay)
 
@@ -250,7 +252,7 @@ def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
 
     @torch.no_grad()
     def round_trip() -> dict[str, float]:
-        averaged = stage.ema.module
+        averaged: Any = stage.ema.module
         decoded = averaged.decode(averaged.encode(held_out).latent_dist.mode()).sample.clamp(-1, 1)
         save_image((torch.cat([held_out[:16], decoded[:16]]) + 1) / 2, args.work / "vae.png", nrow=16)
         error = ((decoded - held_out) / 2).square().flatten(1).mean(1)
@@ -338,7 +340,7 @@ def train_unet(
         return (weight * error).mean()
 
     def export() -> dict[str, float]:
-        averaged = stage.ema.module
+        averaged: Any = stage.ema.module
         pipeline = StableDiffusionPipeline(
             vae=vae,
             unet=averaged["unet"].eval(),
@@ -373,8 +375,6 @@ def train_unet(
 
 
 def half(module: nn.Module) -> nn.Module:
-    import copy
-
     return copy.deepcopy(module).half()
 
 

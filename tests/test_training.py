@@ -72,7 +72,7 @@ def trainer(folder: Path, max_steps: int, **changes: Any) -> pl.Trainer:
         max_steps=max_steps,
         max_epochs=-1,
         accelerator="cpu",
-        callbacks=[EMA(0.9), SampleGrid(4, folder / "pictures"), Throughput(), Checkpoints(folder / "ckpt", every=3, keep=1)],
+        callbacks=[EMA(0.9), SampleGrid(4, folder / "pictures"), Throughput(2), Checkpoints(folder / "ckpt", every=3, keep=1)],
         plugins=[AtomicCheckpointIO()],
         logger=False,
         use_distributed_sampler=False,

@@ -70,7 +70,7 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
     callbacks = [
         EMA(cfg.ema),
         SampleGrid(cfg.every.picture, output_dir / "pictures"),
-        Throughput(),
+        Throughput(cfg.every.log),
         Checkpoints(output_dir / "checkpoints", cfg.every.checkpoint, cfg.keep),
     ]
     try:

@@ -146,8 +146,8 @@ def _behind_the_head(c: Canvas, species: str, fur: Colour, dark: Colour, light: 
         mane = c.ellipse(0, 0, 1.25, 1.25)
         for k in range(14):
             angle = 2 * math.pi * k / 14
-            tuft = (round(1.14 * f(angle), 12) for f in (math.cos, math.sin))
-            mane = np.minimum(mane, c.ellipse(*tuft, 0.34, 0.34))
+            x, y = (round(1.14 * f(angle), 12) for f in (math.cos, math.sin))
+            mane = np.minimum(mane, c.ellipse(x, y, 0.34, 0.34))
         c.paint(mane, MANE)
     round_ears = {
         "lion": (0.72, 0.30, fur, dark),

@@ -76,10 +76,10 @@ class SampleGrid(Callback):
 
 
 class Throughput(Callback):
-    """Logs images per second, over all ranks, since the previous log; the first steps (warm-up) are left out."""
+    """Logs images per second, over all ranks, every `every` batches; the first `warmup` are left out."""
 
-    def __init__(self, warmup: int = 5) -> None:
-        self.warmup = warmup
+    def __init__(self, every: int, warmup: int = 5) -> None:
+        self.every, self.warmup = every, warmup
         self.images = self.since = 0.0
 
     def on_train_batch_end(
@@ -89,7 +89,7 @@ class Throughput(Callback):
             self.images, self.since = 0.0, time.perf_counter()
             return
         self.images += len(next(iter(batch.values()))) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.every == 0:
             rate = self.images / (time.perf_counter() - self.since)
             pl_module.log("images_per_second", rate, prog_bar=True, rank_zero_only=True)
             self.images, self.since = 0.0, time.perf_counter()
