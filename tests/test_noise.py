@@ -66,6 +66,17 @@ def test_teacher_keeps_out_of_modules(tiny: Callable[[str], Path]) -> None:
     assert not any(p.requires_grad for p in teacher.network.parameters())
 
 
+def test_autocast_does_not_reach_the_teacher(tiny: Callable[[str], Path]) -> None:
+    pretrained = Pretrained(str(tiny("epsilon")))
+    teacher, codec = pretrained.teacher(), pretrained.codec()
+    z_t, t, text, image = torch.randn(1, 4, 8, 8), torch.tensor([400]), torch.randn(1, 77, 32), torch.rand(1, 3, 32, 32)
+    outside = teacher.predict_eps(z_t, t, text), codec.encode(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = teacher.predict_eps(z_t, t, text), codec.encode(image)
+    assert torch.equal(outside[0], inside[0])
+    assert torch.equal(outside[1], inside[1])
+
+
 def test_sdxl_is_refused(tiny: Callable[[str], Path]) -> None:
     unet = UNet2DConditionModel.from_pretrained(tiny("epsilon") / "unet")
     unet.register_to_config(addition_embed_type="text_time")

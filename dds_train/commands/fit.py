@@ -1,6 +1,7 @@
 """Train a translator."""
 
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -23,6 +24,8 @@ def run(cfg: DictConfig) -> None:
     trainer = build_trainer(cfg, output_dir)
     pl.seed_everything(cfg.seed, verbose=False)
     device = build.build_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # not every rank's teacher on the first card
     pretrained = build.build_pretrained(cfg.teacher, device)
     teacher, codec, text = pretrained.teacher(), pretrained.codec(), pretrained.text_encoder()
     task = Task(text.condition(cfg.source), text.condition(cfg.target), text.embed(cfg.instruction))

@@ -27,5 +27,9 @@ class Frozen:
         self.network.to(device)
         return self
 
+    def own_precision(self) -> torch.autocast:
+        """Switches off the trainer's autocast, which would cast the frozen weights anew at every call, and to its own type."""
+        return torch.autocast(self.device.type, enabled=False)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

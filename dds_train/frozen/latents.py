@@ -26,12 +26,14 @@ class Codec(Frozen):
         """
         height, width = image.shape[-2:]
         padded = F.pad(image, (0, -width % self.factor, 0, -height % self.factor), mode="replicate")
-        z = self.network.encode(padded.to(self.device, self.dtype)).latent_dist.mode()
+        with self.own_precision():
+            z = self.network.encode(padded.to(self.device, self.dtype)).latent_dist.mode()
         return (z.float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Scaled latents [B,C,h,w] to pixels [B,3,H,W] in [-1,1], float32, cropped to `size` = (H, W) if given."""
         z = z.float() / self.scale + self.shift
-        image = self.network.decode(z.to(self.device, self.dtype)).sample.float().clamp(-1, 1)
+        with self.own_precision():
+            image = self.network.decode(z.to(self.device, self.dtype)).sample.float().clamp(-1, 1)
         return image if size is None else image[..., : size[0], : size[1]]

@@ -51,6 +51,7 @@ class Teacher(Frozen):
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """z_t [N,C,h,w], integer t [N], text [N,L,D] -> predicted noise [N,C,h,w], float32."""
-        prediction = self.network(z_t.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype)).sample
+        with self.own_precision():
+            prediction = self.network(z_t.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype)).sample
         # In float32 from here on: guidance and differences amplify the rounding of half precision.
         return self.schedule.eps_from(prediction.float(), z_t.float(), t, self.prediction_type)
