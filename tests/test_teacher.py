@@ -1,0 +1,75 @@
+"""The bundled teacher: complete, small, and it draws what it is told. (Its full figures: scripts/measure_teacher.py.)"""
+
+import colorsys
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from dds_train.critters.dataset import CritterDataset
+from dds_train.critters.render import BACKDROP_HSV
+from dds_train.critters.world import BACKDROPS, SPECIES
+from dds_train.data.images import to_pil
+from dds_train.frozen import Pretrained, sample_latents
+from dds_train.frozen.pretrained import BUNDLED
+
+
+def test_folder_is_complete_small_and_half_precision() -> None:
+    parts = json.loads((BUNDLED / "model_index.json").read_text())
+    assert parts["_class_name"] == "StableDiffusionPipeline"
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        assert (BUNDLED / part).is_dir()
+    assert sum(f.stat().st_size for f in BUNDLED.rglob("*") if f.is_file()) <= 40e6
+    for weights in BUNDLED.rglob("*.safetensors"):
+        with safe_open(weights, "pt") as file:
+            assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}, weights  # noqa: SIM118
+
+
+def test_codec_round_trip_is_at_least_28_db() -> None:
+    codec = Pretrained("bundled").codec()
+    data = CritterDataset(32, first=50_000_000)
+    images = torch.stack([data[i]["image"] for i in range(len(data))])
+    error = ((codec.decode(codec.encode(images)) - images) / 2).square().flatten(1).mean(1)
+    assert -10 * error.log10().mean() >= 28
+
+
+def test_latents_have_unit_variance() -> None:
+    codec = Pretrained("bundled").codec()
+    data = CritterDataset(32, first=50_000_000)
+    z = codec.encode(torch.stack([data[i]["image"] for i in range(len(data))]))
+    assert z.std() == pytest.approx(1, abs=0.1)
+
+
+def backdrop_of(image: np.ndarray) -> str:
+    """The backdrop whose colour is nearest to that of the lower corners, which no critter covers."""
+    corners = image[-6:, [*range(5), *range(-5, 0)]].reshape(-1, 3).mean(0) / 255
+    distance = {name: np.abs(np.array(colorsys.hsv_to_rgb(*hsv)) - corners).sum() for name, hsv in BACKDROP_HSV.items()}
+    return min(distance, key=distance.__getitem__)
+
+
+def test_diffusers_pipeline_draws_what_it_is_told() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(BUNDLED)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = [f"a photo of a gray {s} on a {b} background" for s, b in zip(SPECIES, BACKDROPS, strict=True)]
+    rng = torch.Generator().manual_seed(0)
+    images = pipeline(prompts, guidance_scale=4.0, num_inference_steps=25, generator=rng, output_type="np").images
+    assert images.shape == (8, 64, 64, 3)
+    read = [backdrop_of(image * 255) for image in images]
+    assert sum(a == b for a, b in zip(read, BACKDROPS, strict=True)) >= 7, read
+
+
+def test_own_sampler_draws_what_it_is_told_whatever_the_batch(tmp_path: Path) -> None:
+    pretrained = Pretrained("bundled")
+    teacher, codec, text = pretrained.teacher(), pretrained.codec(), pretrained.text_encoder()
+    condition = text.condition([f"a photo of a cat on a {b} background" for b in BACKDROPS])
+    z = sample_latents(teacher, pretrained.sampler(), condition, range(8))
+    read = [backdrop_of(np.asarray(to_pil(image))) for image in codec.decode(z)]
+    assert sum(a == b for a, b in zip(read, BACKDROPS, strict=True)) >= 7, read
+    alone = sample_latents(
+        teacher, pretrained.sampler(), text.condition(f"a photo of a cat on a {BACKDROPS[3]} background"), [3]
+    )
+    torch.testing.assert_close(alone[0], z[3], atol=1e-3, rtol=1e-3)
