@@ -87,6 +87,9 @@ def test_training_goes_on_where_it_stopped(tiny: Callable[[str], Path], tmp_path
     printed = fit(teacher, tmp_path, "trainer.max_steps=4")
     assert "going on from run/checkpoints/last.ckpt" in printed
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    weights = (tmp_path / "run" / "translator" / "translator.safetensors").read_bytes()
+    fit(teacher, tmp_path, "trainer.max_steps=4")  # nothing left to do, and nothing spoilt
+    assert (tmp_path / "run" / "translator" / "translator.safetensors").read_bytes() == weights
     printed = run(
         "fit", "source=a dog", "target=a pig", f"teacher.path={teacher}", "output_dir=run", "translator.channels=[16,32]",
         "translator.groups=8", "trainer.accelerator=cpu", cwd=tmp_path, code=2,

@@ -61,7 +61,9 @@ def run(cfg: DictConfig) -> None:
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
         notes = f"Trained for {trainer.global_step} steps of {cfg.batch_size} images on each of {trainer.world_size} devices.\n"
-        export_translator(output_dir / "translator", translator, card, notes)
+        # From the checkpoint: the averaged weights, also when the run was complete already.
+        averaged, _ = load_translator(output_dir / "checkpoints" / "last.ckpt")
+        export_translator(output_dir / "translator", averaged, card, notes)
         print(f"done in {(time.time() - began) / 60:.1f} minutes")
         print(f"translator  {output_dir / 'translator'}\npictures    {output_dir / 'pictures'}", flush=True)
 
@@ -79,7 +81,7 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
     try:
         return pl.Trainer(
             **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
-            max_epochs=-1,
+            max_epochs=1,  # of max_steps batches
             callbacks=callbacks,
             logger=build.build_loggers(cfg.logger, output_dir),
             plugins=[AtomicCheckpointIO()],

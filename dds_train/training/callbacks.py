@@ -91,7 +91,7 @@ class Throughput(Callback):
         self.images += len(next(iter(batch.values()))) * trainer.world_size
         if (batch_idx + 1) % self.every == 0:
             rate = self.images / (time.perf_counter() - self.since)
-            pl_module.log("images_per_second", rate, prog_bar=True, rank_zero_only=True)
+            pl_module.log("images/s", rate, prog_bar=True, rank_zero_only=True)
             self.images, self.since = 0.0, time.perf_counter()
 
 
