@@ -52,15 +52,14 @@ def check_kinds(usual: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         elif isinstance(default, int):
             # Lightning takes lists and "auto" for its devices.
             fits, wanted = (number and isinstance(value, int)) or key == "trainer.devices", "a whole number"
-        elif isinstance(default, float) or default == "${lr}":
+        elif isinstance(default, float):
             fits, wanted = number, "a number"
         elif isinstance(default, list):
             fits, wanted = isinstance(value, list), "a list"
         else:
             continue
         if not fits:
-            example = "" if str(default).startswith("${") else f", such as {default}"
-            raise UserError(f"{key}={value}: expected {wanted}{example}")
+            raise UserError(f"{key}={value}: expected {wanted}, such as {default}")
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ Checks everything that can be checked without loading a model first, so that a m
 Lightning are imported by the commands alone.
 """
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -135,14 +136,19 @@ def explain(error: Exception, usual: "DictConfig", overrides: Sequence[str]) -> 
 
 
 def leaves(cfg: "DictConfig") -> dict[str, Any]:
-    """{"trainer.max_steps": 2000, "trainer": None, ...}: groups have keys too; interpolations stay as they are written."""
+    """{"trainer.max_steps": 2000, "trainer": None, ...}: groups have keys too. What cannot be resolved stays as written."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     found: dict[str, Any] = {}
 
     def visit(node: dict[Any, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
+            if isinstance(value, str) and value.startswith("${"):
+                with contextlib.suppress(OmegaConfBaseException):
+                    resolved = OmegaConf.select(cfg, key)
+                    value = OmegaConf.to_container(resolved) if OmegaConf.is_config(resolved) else resolved
             found[key] = None if isinstance(value, dict) else value
             if isinstance(value, dict):
                 visit(value, f"{key}.")

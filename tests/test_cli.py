@@ -34,7 +34,7 @@ def cat(tmp_path: Path) -> str:
         ("fit", [*GIVEN, "trainer.max_stepz=3"], "did you mean 'trainer.max_steps'"),
         ("fit", [*GIVEN, "trainer.max_steps=many"], "expected a whole number, such as 2000"),
         ("fit", [*GIVEN, "trainer.max_steps=0"], "trainer.max_steps=0: must be at least 1"),
-        ("fit", [*GIVEN, "optimizer.lr=abc"], "optimizer.lr=abc: expected a number"),
+        ("fit", [*GIVEN, "optimizer.lr=abc"], "optimizer.lr=abc: expected a number, such as 0.001"),
         ("fit", [*GIVEN, "guidance.fraction=3"], "between 0 and 1"),
         ("fit", [*GIVEN, "t_range=[900,50]"], "give [FIRST,LAST]"),
         ("fit", [*GIVEN, "loss=ddd"], "did you mean 'dds'"),
@@ -61,7 +61,7 @@ def test_mistakes_with_a_picture(cat: str) -> None:
     for overrides, says in (
         (["steps=1.5"], "expected a whole number, such as 200"),
         (["steps=0"], "steps=0: must be at least 1"),
-        (["guidance=high"], "expected a number, such as"),
+        (["guidance=high"], "guidance=high: expected a number, such as 1.0"),
         (["seed={"], "quote the value"),
     ):
         with pytest.raises(UserError) as error:
@@ -76,6 +76,8 @@ def test_every_choice_of_every_group_composes() -> None:
     conf = Path(__file__).parents[1] / "conf"
     for file in conf.glob("*/*.yaml"):
         group, choice = file.parent.name, file.stem
+        if choice == "of_checkpoint":
+            continue  # for predict alone
         overrides = [f"+experiment={choice}"] if group == "experiment" else [*GIVEN, f"{group}={choice}"]
         check("fit", [*overrides, *(["data.path=data/examples"] if file.name == "folder.yaml" else [])])
 
