@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from dds_train.data.source import Source
 from dds_train.distillation.losses import LOSSES, WEIGHTS, Loss
@@ -96,10 +98,18 @@ def build_source(cfg: DictConfig, caption: str, pretrained: Pretrained, teacher:
 
 def build_loggers(cfg: DictConfig, output_dir: Path) -> list[Logger]:
     """`cfg` is the group logger. metrics.csv is always written."""
+    _keep_earlier(output_dir / "metrics.csv")
     loggers: list[Logger] = [CSVLogger(output_dir, name="", version="")]
     if cfg.extra is not None:
         loggers.append(_extra_logger(cfg.extra))
     return loggers
+
+
+@rank_zero_only
+def _keep_earlier(path: Path) -> None:
+    """Lightning's CSV logger deletes what an earlier part of the run has logged: it becomes metrics-1.csv and so on."""
+    if path.exists():
+        path.rename(next(p for n in count(1) if not (p := path.with_stem(f"{path.stem}-{n}")).exists()))
 
 
 def _extra_logger(cfg: DictConfig) -> Logger:

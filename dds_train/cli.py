@@ -103,9 +103,12 @@ def check(command: str, overrides: Sequence[str]) -> None:
             raise UserError(f"experiments are added with a plus sign: +{override}")
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"'{override}' is no key=value; see: python -m dds_train {command} --help")
+    groups = {p.name for p in CONF.iterdir() if p.is_dir()}
+    choices = [o for o in overrides if o.lstrip("+").split("=")[0] in groups]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         usual = compose(command)
         try:
+            usual = compose(command, choices)
             cfg = compose(command, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error, usual, overrides)) from error

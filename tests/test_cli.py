@@ -40,6 +40,7 @@ def cat(tmp_path: Path) -> str:
         ("fit", [*GIVEN, "loss=ddd"], "did you mean 'dds'"),
         ("fit", [*GIVEN, "teacher=sd_15"], "did you mean 'sd15'"),
         ("fit", [*GIVEN, "data=folder"], "needs data.path=..."),
+        ("fit", [*GIVEN, "data=folder", "data.count=3"], "no key 'data.count'"),
         ("fit", [*GIVEN, "data=folder", "data.path=/nowhere"], "data.path=/nowhere: no such file or folder"),
         ("fit", [*GIVEN, "resume=/nowhere.ckpt"], "no such checkpoint"),
         ("fit", [*GIVEN, f"output_dir={__file__}"], "is a file"),

@@ -69,9 +69,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # device lists and advertisements
-    # The loader is cheap by design (latents, or a few workers); a bottleneck would show as images/s.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    quiet_lightning()
     callbacks = [
         EMA(cfg.ema),
         SampleGrid(cfg.every.picture, output_dir / "pictures"),
@@ -92,6 +90,18 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def quiet_lightning() -> None:
+    """Device lists, advertisements, and warnings about what is done on purpose here."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # latents need none; a slow loader shows in images/s
+        ".*exists and is not empty.*",  # a run that goes on
+        ".*your dataloader is not resumable.*",  # StepBatches starts where the checkpoint ended
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def find_checkpoint(resume: str, output_dir: Path) -> Path | None:

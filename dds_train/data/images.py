@@ -1,6 +1,5 @@
 """Reading pictures of every kind, and writing them."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +58,8 @@ def save_image(image: Tensor, path: Path) -> None:
 
 
 def strip(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
-    """Rows of equally large pictures, each [N,3,H,W], as one picture [3,H',W'], white between them."""
+    """Rows of equally large pictures, each [N,3,H,W], as one picture [3,H',W'], white between them and after short rows."""
+    longest = max(len(row) for row in rows)
 
     def join(pictures: Sequence[Tensor], dim: int) -> Tensor:
         shape = list(pictures[0].shape)
@@ -68,7 +68,8 @@ def strip(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
         spaced = [part for picture in pictures for part in (white, picture)]
         return torch.cat(spaced[1:], dim)
 
-    return join([join(list(row), 2) for row in rows], 1)
+    blank = torch.ones_like(rows[0][0])
+    return join([join([*row, *[blank] * (longest - len(row))], 2) for row in rows], 1)
 
 
 def fit_into(image: Tensor, side: int) -> Tensor:
@@ -86,10 +87,8 @@ def overview(pairs: Sequence[tuple[Tensor, Tensor]], side: int = 256, limit: int
     """A before/after picture of up to `limit` pairs of any size, in blocks of 8 columns: inputs above results."""
     shown = [(fit_into(before, side), fit_into(after, side)) for before, after in pairs[:limit]]
     columns = min(8, len(shown))
-    blank = torch.ones(3, side, side)
     rows = []
-    for block in range(math.ceil(len(shown) / columns)):
-        part = shown[block * columns : (block + 1) * columns]
-        part += [(blank, blank)] * (columns - len(part))
-        rows += [torch.stack([before for before, _ in part]), torch.stack([after for _, after in part])]
+    for start in range(0, len(shown), columns):
+        befores, afters = zip(*shown[start : start + columns], strict=True)
+        rows += [torch.stack(befores), torch.stack(afters)]
     return strip(rows)

@@ -82,7 +82,7 @@ class SyntheticSource:
                 preview.append(image[: max(0, PREVIEW - start)].cpu())
                 bar.update(len(z))
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_image(strip(torch.cat(preview).split(8)), self.folder / "preview.png") if total >= 8 else None
+        save_image(strip(torch.cat(preview).split(8)), self.folder / "preview.png")
         (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n")
         partial = self.folder / f"latents.{os.getpid()}.partial"
         save_file({"z": torch.cat(latents).contiguous()}, partial)

@@ -126,3 +126,7 @@ class DistillationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["card"] = asdict(self.card)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A complete run can be prolonged by a larger max_steps: what was its last batch then is not the last now.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
