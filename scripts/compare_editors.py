@@ -65,7 +65,7 @@ def main() -> None:
         f"optimize, DDS, {args.steps} steps": optimizer("dds"),
     }
     for path in args.ckpt:
-        editors[f"translator {path.parent.name}"] = translator(path)
+        editors[f"translator {path.resolve().parent.name}"] = translator(path)
 
     print("| editor | gap closed | lion | fur kept | backdrop kept | accessories kept | background PSNR | s / image |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -88,9 +88,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher", default="bundled")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--guidance", type=float, default=7.5)
-    parser.add_argument("--t-range", type=int, nargs=2, default=(50, 950))
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--guidance", type=float, default=1.5)
+    parser.add_argument("--t-range", type=int, nargs=2, default=(600, 980))
     parser.add_argument("--picture", type=Path, help="rows: inputs, truth, then the editors in the table's order")
     return parser.parse_args()
 
