@@ -137,3 +137,16 @@ def test_errors_behind_the_first_checks(tiny: Callable[[str], Path], tmp_path: P
         assert "Traceback" not in printed
         assert printed.strip().count("\n") == 0
     assert not (tmp_path / "never").exists()
+
+
+def test_cat2lion_in_small(tmp_path: Path) -> None:
+    """The README's commands on the bundled teacher, with fewer images and steps."""
+    few = ("data.count=24", "data.steps=4", "trainer.max_steps=10", "batch_size=4", "output_dir=run")
+    run("fit", "+experiment=cat2lion", *few, cwd=tmp_path)
+    cats = Path(__file__).parents[1] / "data" / "examples"
+    run("predict", "ckpt=run/translator", f"image={cats}", "output_dir=lions", cwd=tmp_path)
+    run("optimize", *PROMPTS, f"image={cats / 'cat1.png'}", "steps=4", "output_dir=edited", cwd=tmp_path)
+    for cat in cats.iterdir():
+        assert Image.open(tmp_path / "lions" / cat.name).size == Image.open(cat).size
+    assert (tmp_path / "lions" / "before_after.png").exists()
+    assert (tmp_path / "edited" / "cat1_steps.png").exists()
