@@ -369,6 +369,10 @@ def train_unet(
             requires_safety_checker=False,
         )
         halves.save_pretrained(args.output)
+        # transformers computes in the type that its config names, diffusers in float32: without this a plain
+        # StableDiffusionPipeline.from_pretrained(folder) would mix the two.
+        config = args.output / "text_encoder" / "config.json"
+        config.write_text(config.read_text().replace('"float16"', '"float32"'))
         return {"minutes": round(stage.seconds / 60, 1)}
 
     stage.run(loss, export)

@@ -62,7 +62,7 @@ def test_mistakes_with_a_picture(cat: str) -> None:
     for overrides, says in (
         (["steps=1.5"], "expected a whole number, such as 200"),
         (["steps=0"], "steps=0: must be at least 1"),
-        (["guidance=high"], "guidance=high: expected a number, such as 1.0"),
+        (["guidance=high"], "guidance=high: expected a number, such as"),
         (["seed={"], "quote the value"),
     ):
         with pytest.raises(UserError) as error:
