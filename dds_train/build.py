@@ -14,7 +14,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 
 from dds_train.data.source import Source
 from dds_train.distillation.losses import LOSSES, WEIGHTS, Loss
@@ -98,16 +97,15 @@ def build_source(cfg: DictConfig, caption: str, pretrained: Pretrained, teacher:
 
 def build_loggers(cfg: DictConfig, output_dir: Path) -> list[Logger]:
     """`cfg` is the group logger. metrics.csv is always written."""
-    _keep_earlier(output_dir / "metrics.csv")
     loggers: list[Logger] = [CSVLogger(output_dir, name="", version="")]
     if cfg.extra is not None:
         loggers.append(_extra_logger(cfg.extra))
     return loggers
 
 
-@rank_zero_only
-def _keep_earlier(path: Path) -> None:
+def keep_earlier_metrics(output_dir: Path) -> None:
     """Lightning's CSV logger deletes what an earlier part of the run has logged: it becomes metrics-1.csv and so on."""
+    path = output_dir / "metrics.csv"
     if path.exists():
         path.rename(next(p for n in count(1) if not (p := path.with_stem(f"{path.stem}-{n}")).exists()))
 
@@ -127,7 +125,7 @@ def _has_wandb_key() -> bool:
 
 
 def build_partial(cfg: DictConfig) -> Any:
-    """The groups optimizer and scheduler: everything but what they act on."""
+    """Of a group with `_partial_`: the constructor with all its arguments but those that only the caller knows."""
     try:
         return instantiate(cfg, _convert_="all")
     except InstantiationException as error:

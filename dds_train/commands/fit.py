@@ -57,6 +57,7 @@ def run(cfg: DictConfig) -> None:
     if resume:
         check_same_task(resume, card)
     if trainer.is_global_zero:
+        build.keep_earlier_metrics(output_dir)
         build.save_config(cfg, output_dir)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
