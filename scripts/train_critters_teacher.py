@@ -265,7 +265,7 @@ def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, args: argparse.Namespace) -> Tensor:
     """uint8 images -> the posteriors' means, [N, C, S/8, S/8] on the CPU. Kept in the work folder."""
-    cache = args.work / "latents.pt"
+    cache = args.work / f"latents-{args.vae_steps}.pt"  # of this codec: more steps make another one
     if not cache.exists():
         torch.save(torch.cat([vae.encode(to_unit(b, args.device)).latent_dist.mode().cpu() for b in images.split(64)]), cache)
     return torch.load(cache, weights_only=True)
