@@ -26,8 +26,9 @@ test-slow: $(VENV)/.installed
 	$(RUN) pytest -m slow
 
 # The README's table of editors; needs what cat2lion leaves behind.
+TRANSLATORS := $(OUT)/translator
 table: $(VENV)/.installed
-	$(VENV)/bin/python scripts/compare_editors.py --ckpt $(OUT)/translator
+	$(VENV)/bin/python scripts/compare_editors.py --ckpt $(TRANSLATORS)
 
 clean:
 	rm -rf $(VENV) outputs build dist

@@ -77,4 +77,4 @@ def background_mask(source: Critter, size: int) -> Tensor:
 
 
 def mse(a: Tensor, b: Tensor) -> float:
-    return (a - b).square().mean().item()
+    return (a.double() - b.double()).square().mean().item()
