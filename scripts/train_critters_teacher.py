@@ -2,10 +2,11 @@
 
     python scripts/train_critters_teacher.py --work runs/teacher --output my_teacher            # the critters world
     python scripts/train_critters_teacher.py --data DIR --work runs/mine --output my_teacher    # DIR: name.png + name.txt
+    python scripts/train_critters_teacher.py --start dds_train/critters/teacher --work runs/more --output better   # go on
 
 Stages: tokenizer, AutoencoderKL, then UNet and text encoder together (v-prediction, min-SNR weights, arXiv 2303.09556,
 10 % empty prompts). Each stage checkpoints every few minutes and goes on from there when the same command runs again; the
-folder in `--output` holds EMA weights in fp16 and is rewritten at every checkpoint of the UNet, beside `samples.png`.
+folder in `--output` holds EMA weights in fp16, rewritten at every checkpoint of the UNet; `samples.png` in `--work` shows them.
 The learning rate is constant and falls linearly to zero over the last quarter of `--unet-steps` (or of `--unet-minutes`, if
 that ends sooner), so a run can be prolonged or brought to an early end without wasting what was done.
 """
@@ -53,12 +54,16 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     pictures = critters(args.count, args.size, args.work) if args.data == "critters" else folder(Path(args.data), args.size)
-    tokenizer = train_tokenizer(pictures, args.max_tokens, args.work / "tokenizer")
-    vae = train_vae(pictures, args)
-    latents = encode(vae, pictures.images, args)
-    scale = 1 / latents.std().item()
-    vae.register_to_config(scaling_factor=scale)
-    train_unet(pictures, latents * scale, vae, tokenizer, args)
+    if args.start:
+        tokenizer = CLIPTokenizer.from_pretrained(args.start / "tokenizer")
+        vae = AutoencoderKL.from_pretrained(args.start / "vae").to(args.device).requires_grad_(False)
+        latents = encode(vae, pictures.images, args)
+    else:
+        tokenizer = train_tokenizer(pictures, args.max_tokens, args.work / "tokenizer")
+        vae = train_vae(pictures, args)
+        latents = encode(vae, pictures.images, args)
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
+    train_unet(pictures, latents * vae.config.scaling_factor, vae, tokenizer, args)
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,6 +73,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--output", type=Path, required=True, help="folder for the finished teacher")
+    parser.add_argument("--start", type=Path, help="a finished teacher: keep its codec, go on with its UNet and text encoder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=5_000)
@@ -265,7 +271,8 @@ def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, args: argparse.Namespace) -> Tensor:
     """uint8 images -> the posteriors' means, [N, C, S/8, S/8] on the CPU. Kept in the work folder."""
-    cache = args.work / f"latents-{args.vae_steps}.pt"  # of this codec: more steps make another one
+    # Of this codec: more steps make another one.
+    cache = args.work / f"latents-{args.start.name if args.start else args.vae_steps}.pt"
     if not cache.exists():
         torch.save(torch.cat([vae.encode(to_unit(b, args.device)).latent_dist.mode().cpu() for b in images.split(64)]), cache)
     return torch.load(cache, weights_only=True)
@@ -313,6 +320,9 @@ def train_unet(
         steps_offset=1,
         prediction_type="v_prediction",
     )
+    if args.start:
+        unet = UNet2DConditionModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32)
+        text_encoder = CLIPTextModel.from_pretrained(args.start / "text_encoder", dtype=torch.float32)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     stage = Stage("unet", model, args.unet_steps, args.unet_minutes, args.unet_lr, 0.9995, args)
 
