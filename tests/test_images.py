@@ -29,7 +29,7 @@ def assert_like(image: torch.Tensor, expected: Image.Image, tolerance: float = 0
 def test_png_round_trip_is_exact(tmp_path: Path) -> None:
     gradient().save(tmp_path / "a.png")
     image = read_image(tmp_path / "a.png")
-    save_image(image, tmp_path / "b.png")
+    save_image(image, str(tmp_path / "b.png"))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), np.asarray(gradient()))
 
 

@@ -14,7 +14,7 @@ from dds_train.errors import UserError
 MAX_PIXELS = 100_000_000
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A picture as it is meant to be seen: pixels [3,H,W] in [-1,1].
 
     Turned upright by its EXIF orientation; gray, palette, CMYK and 16-bit files become RGB; transparent parts become
@@ -51,9 +51,9 @@ def to_pil(image: Tensor) -> Image.Image:
     return to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte())
 
 
-def save_image(image: Tensor, path: Path) -> None:
+def save_image(image: Tensor, path: str | Path) -> None:
     """Pixels [3,H,W] in [-1,1] to a file whose extension says the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     to_pil(image).save(path)
 
 
