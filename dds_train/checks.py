@@ -17,7 +17,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "batch_size": (1, None),
     "held_out": (1, None),
     "workers": (0, None),
-    "keep": (0, None),
+    "keep": (1, None),
     "ema": (0, 1),
     "every.log": (1, None),
     "every.picture": (1, None),
