@@ -37,6 +37,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dds_train.critters.captions import sample_caption
 from dds_train.critters.render import render
 from dds_train.critters.world import BACKDROPS, FURS, SPECIES, critter
+from dds_train.training.callbacks import warmed_ema
 
 HELD_OUT = 256
 CAPTIONS_PER_CRITTER = 8
@@ -162,11 +163,7 @@ class Stage:
         self.path = args.work / f"{name}.ckpt"
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
 
-        def average(averaged: Any, current: Any, count: int | Tensor) -> None:
-            decay = min(ema, (1 + int(count)) / (10 + int(count)))  # early weights are forgotten quickly
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-
-        self.ema = AveragedModel(model, multi_avg_fn=average)
+        self.ema = AveragedModel(model, multi_avg_fn=warmed_ema(ema))
         self.step, self.seconds = 0, 0.0
         if self.path.exists():
             saved = torch.load(self.path, map_location=args.device, weights_only=True)

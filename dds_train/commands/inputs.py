@@ -13,8 +13,6 @@ from dds_train.data.paths import find_images
 
 @dataclass(frozen=True)
 class Picture:
-    name: str  # for the results' files, unique in a run
-    path: Path
     image: Tensor  # [1,3,H,W] in [-1,1]
 
     @property
@@ -35,7 +33,7 @@ def find_pictures(spec: str | Sequence[str]) -> list[tuple[str, Path]]:
     return list(zip(names, paths, strict=True))
 
 
-def read_picture(name: str, path: Path, max_side: int | None) -> Picture:
+def read_picture(path: Path, max_side: int | None) -> Picture:
     """Scaled down if its longer side has more than `max_side` pixels. Raises UserError if it is not a picture."""
     image = read_image(path)[None]
     if max_side is not None:
@@ -43,7 +41,7 @@ def read_picture(name: str, path: Path, max_side: int | None) -> Picture:
         if scale < 1:
             size = [max(1, round(side * scale)) for side in image.shape[-2:]]
             image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-    return Picture(name, path, image)
+    return Picture(image)
 
 
 def check_readable(pictures: Sequence[tuple[str, Path]]) -> None:

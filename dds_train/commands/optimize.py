@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     pairs = []
     with tqdm(total=len(pictures) * cfg.steps, desc="optimize", unit="step") as bar:
         for name, path in pictures:
-            picture = read_picture(name, path, cfg.max_side)
+            picture = read_picture(path, cfg.max_side)
             way = [picture.image]
             z = z_source = codec.encode(picture.image)
             for step in optimize_latent(

@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
     build.save_config(cfg, output_dir, unused=UNUSED)
     pairs = []
     for name, path in tqdm(pictures, desc="predict", unit="image"):
-        picture = read_picture(name, path, cfg.max_side)
+        picture = read_picture(path, cfg.max_side)
         z = codec.encode(picture.image)
         z = translator(z, text, torch.tensor([cfg.strength], device=device))
         result = codec.decode(z, picture.size)[0].cpu()

@@ -64,31 +64,18 @@ def optimize_latent(
         raise ValueError(f"t_range must lie within [0, {len(teacher.schedule)}], got {list(t_range)}")
     distill = LOSSES[loss] if isinstance(loss, str) else loss
     source, target = source.expand(len(z_source)), target.expand(len(z_source))
-    return _descend(distill, teacher, z_source, source, target, steps, lr, guidance, t_range, seed, optimizer, scheduler)
 
+    def descend() -> Iterator[Step]:
+        z = z_source.clone().requires_grad_()
+        descent = optimizer([z]) if optimizer else torch.optim.SGD([z], lr=lr)
+        decay = scheduler(descent) if scheduler else None
+        for index in range(steps):
+            t, eps = draw(z.shape, t_range, z.device, seed, "optimize", index)
+            distilled = distill(teacher, z_source, z.detach(), source, target, t, eps, guidance)
+            z.grad = distilled.grad  # G itself, per image: no mean over the batch
+            descent.step()
+            if decay:
+                decay.step()
+            yield Step(index + 1, z.detach().clone(), distilled.grad_rms.item())
 
-def _descend(
-    distill: Loss,
-    teacher: ScoreModel,
-    z_source: Tensor,
-    source: Condition,
-    target: Condition,
-    steps: int,
-    lr: float,
-    guidance: float,
-    t_range: tuple[int, int],
-    seed: int,
-    optimizer: Optimizer | None,
-    scheduler: Scheduler | None,
-) -> Iterator[Step]:
-    z = z_source.clone().requires_grad_()
-    descent = optimizer([z]) if optimizer else torch.optim.SGD([z], lr=lr)
-    decay = scheduler(descent) if scheduler else None
-    for index in range(steps):
-        t, eps = draw(z.shape, t_range, z.device, seed, "optimize", index)
-        distilled = distill(teacher, z_source, z.detach(), source, target, t, eps, guidance)
-        z.grad = distilled.grad  # G itself, per image: no mean over the batch
-        descent.step()
-        if decay:
-            decay.step()
-        yield Step(index + 1, z.detach().clone(), distilled.grad_rms.item())
+    return descend()  # a generator of its own, so that bad arguments raise here and not at the first step

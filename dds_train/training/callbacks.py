@@ -17,20 +17,22 @@ from dds_train.data.images import save_image, strip
 from dds_train.training.module import DistillationModule
 
 
-class EMA(WeightAveraging):
-    """Exponential moving average of the weights: what checkpoints hold as ``state_dict`` and what is exported.
+def warmed_ema(decay: float) -> Any:
+    """For torch's `AveragedModel`: an EMA whose decay is reached gradually, so that short runs forget their start too."""
 
-    Args:
-        decay: reached gradually, so that short runs forget their start too.
-    """
+    def average(averaged: Any, current: Any, count: int | Tensor) -> None:
+        warmed = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, 1 - warmed)
+
+    return average
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights: what checkpoints hold as ``state_dict`` and what is exported."""
 
     def __init__(self, decay: float = 0.999) -> None:
-        def average(averaged: list[Tensor], current: list[Tensor], count: int | Tensor) -> None:
-            warmed = min(decay, (1 + int(count)) / (10 + int(count)))
-            torch._foreach_lerp_(averaged, current, 1 - warmed)
-
         # One fused call for all tensors; the library's EMAWeightAveraging makes thousands of small ones.
-        super().__init__(multi_avg_fn=average)
+        super().__init__(multi_avg_fn=warmed_ema(decay))
 
 
 class SampleGrid(Callback):
@@ -44,12 +46,15 @@ class SampleGrid(Callback):
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
         self.z: Tensor | None = None  # [N,C,h,w], the inputs
+        self.before: Tensor | None = None  # [N,3,H,W], what the codec makes of them
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = {name: value.to(pl_module.device) for name, value in default_collate(data.pictures).items()}
         assert isinstance(pl_module, DistillationModule)
+        assert pl_module.codec is not None
         self.z = pl_module.encode(batch)
+        self.before = pl_module.codec.decode(self.z).cpu()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,9 +69,8 @@ class SampleGrid(Callback):
     def draw(self, trainer: pl.Trainer, module: DistillationModule) -> None:
         assert module.codec is not None
         assert self.z is not None
-        rows = [module.codec.decode(self.z), module.codec.decode(module.translate(self.z))]
-        picture = strip([row.cpu() for row in rows])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        assert self.before is not None
+        picture = strip([self.before, module.codec.decode(module.translate(self.z)).cpu()])
         save_image(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
