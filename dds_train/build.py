@@ -1,7 +1,8 @@
 """Configuration -> objects. The only place that instantiates; past it, everything takes plain typed arguments."""
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,9 +19,9 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from dds_train.data.source import Source
 from dds_train.distillation.losses import LOSSES, WEIGHTS, Loss
 from dds_train.errors import UserError
-from dds_train.frozen import Codec, Pretrained, Teacher
+from dds_train.frozen import Pretrained, Teacher
 from dds_train.training.schedules import Ramp
-from dds_train.translator import UNetTranslator
+from dds_train.translator import Task, make_translator
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,11 +59,27 @@ def build_loss(cfg: DictConfig) -> Loss:
     return partial(LOSSES[name], **options)
 
 
-def build_translator(arguments: dict[str, Any]) -> UNetTranslator:
+def build_translator(cfg: DictConfig, teacher: Teacher) -> Any:
+    """`cfg` is the group translator; kind lora works on the teacher's own UNet."""
+    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     try:
-        return UNetTranslator(**arguments)
-    except (ValueError, TypeError) as error:
+        return make_translator(options, lambda: teacher.network)
+    except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def build_tasks(cfg: DictConfig) -> dict[str, Task]:
+    """`cfg` is that of fit: its `tasks`, or the one that source, target and instruction make."""
+    given: dict[str, Any] = OmegaConf.to_container(cfg.tasks or {}, resolve=True)  # type: ignore[assignment]
+    tasks = {}
+    for name, fields in (given or {"edit": {"instruction": cfg.instruction}}).items():
+        source, target = fields.pop("source", None) or cfg.source, fields.pop("target", None) or cfg.target
+        instruction = fields.pop("instruction", None) or target
+        try:
+            tasks[name] = Task(str(source), str(target), str(instruction), **fields)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"tasks.{name}: {error}") from error
+    return tasks
 
 
 def build_ramp(key: str, cfg: DictConfig) -> Ramp:
@@ -78,17 +95,14 @@ def build_t_range(t_range: Sequence[int], steps: int) -> tuple[int, int]:
     return t_range[0], t_range[1]
 
 
-def build_source(cfg: DictConfig, caption: str, pretrained: Pretrained, teacher: Teacher, codec: Codec) -> Source:
-    """`cfg` is the group data. `caption` says what the images show; teacher and codec go where they are needed."""
-    kind = cfg["_target_"].rsplit(".", 1)[-1]
-    extra: dict[str, Any] = {}
-    if kind == "SyntheticSource":
-        extra = {"pretrained": pretrained, "prompts": cfg.prompts or [caption]}
-    if kind == "FolderSource":
-        own = max(teacher.latent_shape[1:]) * codec.factor
-        extra = {"factor": codec.factor, "size": cfg.size or own}
-    # Partial, because Hydra turns a dataclass among the arguments of a call into a dict.
+def build_source(cfg: DictConfig, tasks: Iterable[Task], pretrained: Pretrained) -> Source:
+    """`cfg` is the group data. Sources get the teacher and, if they draw and no prompts are given, the tasks' captions."""
     make = build_partial(cfg)
+    # Partial, because Hydra turns a dataclass among the arguments of a call into a dict.
+    wants = inspect.signature(make.func).parameters
+    extra: dict[str, Any] = {"pretrained": pretrained} if "pretrained" in wants else {}
+    if "prompts" in wants and not cfg.prompts:
+        extra["prompts"] = list(dict.fromkeys(task.source for task in tasks))
     try:
         return make(**extra)
     except TypeError as error:

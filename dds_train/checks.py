@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dds_train.data.paths import find_images
+from dds_train.data.paths import find_images, find_shards
 from dds_train.errors import UserError
 
 # key: (lowest, highest), both allowed; None = no bound.
@@ -28,16 +28,51 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.steps": (1, None),
     "data.batch": (1, None),
     "data.size": (1, None),
+    "count": (1, None),
+    "batch": (1, None),
+    "per_shard": (1, None),
+    "clip.tries": (1, None),
+    "clip.least": (-1, 1),
+    "tasks_per_image": (1, None),
+    "augment.zoom": (0.1, 1),
+    "bad_samples": (0, 1),
+    "every.validation": (1, None),
+    "validation.critters": (0, None),
+    "sentinels.every": (1, None),
+    "sentinels.after": (0, 1),
+    "translator.rank": (1, None),
     "trainer.max_steps": (1, None),
     "trainer.accumulate_grad_batches": (1, None),
 }
 
 
 def check_missing(command: str, values: Mapping[str, Any]) -> None:
-    missing = sorted(key for key, value in values.items() if value == "???")
+    missing = sorted(
+        key for key, value in values.items() if value == "???" and not (key in ("source", "target") and tasks_say(values, key))
+    )
     if missing:
         wanted = " ".join(f"{key}=..." for key in missing)
         raise UserError(f"{command} needs {wanted}; see: python -m dds_train {command} --help")
+
+
+def tasks_say(values: Mapping[str, Any], key: str) -> bool:
+    """Whether every task brings its own source, or target."""
+    tasks = {name.split(".")[1] for name in values if name.startswith("tasks.")}
+    return bool(tasks) and all(values.get(f"tasks.{task}.{key}") for task in tasks)
+
+
+def check_tasks(values: Mapping[str, Any]) -> None:
+    known = ("source", "target", "instruction", "swap", "truth")
+    for name in values:
+        parts = name.split(".")
+        if parts[0] == "tasks" and len(parts) > 2 and parts[2] not in known:
+            raise UserError(f"{name}: a task has {', '.join(known)}")
+        if parts[0] == "tasks" and len(parts) == 2 and values[name] is not None:
+            raise UserError(f"{name}={values[name]}: a task is several keys, such as {name}.target=...")
+    count = len({name.split(".")[1] for name in values if name.startswith("tasks.")}) or 1
+    each = values.get("tasks_per_image")
+    if isinstance(each, int) and each > count:
+        raise UserError(f"tasks_per_image={each}: there are {count} tasks; take at most that many")
 
 
 def check_kinds(usual: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -77,10 +112,11 @@ def check_ranges(values: Mapping[str, Any]) -> None:
 
 def check_paths(values: Mapping[str, Any]) -> None:
     """That there are files where files are asked for; the results' folder is not made yet, but must be possible."""
-    for key in ("image", "data.path"):
+    shards = "data.latents" in values  # then data.path means tar files
+    for key, find in (("image", find_images), ("data.path", find_shards if shards else find_images)):
         specs = values.get(key) or []
         for spec in [specs] if isinstance(specs, (str, int)) else specs:
-            find_images(str(spec), key)
+            find(str(spec), key)
     ckpt = values.get("ckpt")
     if ckpt is not None and not Path(str(ckpt)).exists():
         raise UserError(f"ckpt={ckpt}: no such file or folder; give a .ckpt of fit or its translator/ folder")

@@ -25,9 +25,14 @@ COMMANDS = {
     "fit": "train a translator from two sentences",
     "predict": "edit pictures with a trained translator, one pass each",
     "optimize": "edit pictures one at a time, by descent on their latents",
+    "synthesize": "let the teacher draw a data set of source images",
 }
 # Values of these keys are free text or paths. Hydra would read commas, brackets and equals signs in them as its own grammar.
-TEXT_KEYS = {"source", "target", "instruction", "prompt", "image", "ckpt", "output_dir", "resume", "teacher.path", "data.path"}
+TEXT_KEYS = {
+    "source", "target", "instruction", "prompt", "prompts", "image", "ckpt", "output_dir", "output", "resume",
+    "teacher.path", "data.path", "data.prompts", "clip.model",
+}  # fmt: skip
+TASK_TEXT = re.compile(r"tasks\.[^.]+\.(source|target|instruction)")
 # Beside the package in a checkout, inside it in a wheel.
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
@@ -116,6 +121,7 @@ def check(command: str, overrides: Sequence[str]) -> None:
     checks.check_missing(command, values)
     checks.check_kinds(expected, values)
     checks.check_ranges(values)
+    checks.check_tasks(values)
     checks.check_paths(values)
 
 
@@ -168,7 +174,8 @@ def nearest(word: str, known: Any) -> str:
 def quoted(override: str) -> str:
     """Quote a free-text value for Hydra, unless the user did or it is a list."""
     key, equals, value = override.partition("=")
-    if not equals or key.lstrip("+") not in TEXT_KEYS or value in ("null", "???", ""):
+    name = key.lstrip("+")
+    if not equals or not (name in TEXT_KEYS or TASK_TEXT.fullmatch(name)) or value in ("null", "???", ""):
         return override
     is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""

@@ -12,10 +12,10 @@ ALLOWED = {
     "critters": set(),
     "frozen": {"distillation"},
     "translator": {"distillation", "frozen"},
-    "data": {"distillation", "frozen"},
+    "data": {"distillation", "frozen", "translator"},
     "metrics": {"critters"},
     "editing": {"distillation", "frozen"},
-    "training": {"distillation", "frozen", "translator", "data"},
+    "training": {"distillation", "frozen", "translator", "data", "critters", "metrics"},
     "commands": {"distillation", "frozen", "translator", "data", "metrics", "editing", "training", "build"},
 }
 

@@ -51,6 +51,30 @@ def test_matched_pair_has_no_gradient(teacher: GaussianTeacher, guidance: float)
     assert dds_loss(teacher, z, z, same, same, T, latents(2), guidance).grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_edits_of_one_image_share_its_source_branch(teacher: GaussianTeacher, loss: str, guidance: float) -> None:
+    """Two edits of each image in one call, against each alone; and the source is evaluated once for both."""
+    rows = []
+
+    class Counting(GaussianTeacher):
+        def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            rows.append(len(z_t))
+            return super().predict_eps(z_t, t, text)
+
+    z_source, z_target, eps = latents(0), torch.cat([latents(1), latents(3)]), latents(2)
+    source, targets = condition(0.2, BATCH), [condition(1.5, BATCH), condition(-2.0, BATCH)]
+    order = [0, 3, 1, 4, 2, 5]  # the edits of one image follow one another
+    both = Condition(torch.cat([c.text for c in targets])[order], torch.cat([c.null for c in targets])[order])
+    counting = Counting(teacher.schedule)
+    shared = LOSSES[loss](counting, z_source, z_target[order], source, both, T, eps, guidance).grad
+    for number, target in enumerate(targets):
+        alone = LOSSES[loss](teacher, z_source, latents((1, 3)[number]), source, target, T, eps, guidance).grad
+        torch.testing.assert_close(shared[number::2], alone)
+    branches = 2 if guidance != 1 else 1
+    assert rows == [branches * (2 * BATCH + (BATCH if loss == "dds" else 0))]
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_sds_gradient_is_the_closed_form(teacher: GaussianTeacher, guidance: float) -> None:
     z, eps = latents(1), latents(2)

@@ -18,7 +18,11 @@ MUTANTS = {
         "[null + guidance * (text - null) for text, null in zip(texts, nulls, strict=True)]",
         "[null + guidance * (text - null) for null, text in zip(texts, nulls, strict=True)]",
     ),
-    "source and target swapped": (LOSSES, "* (eps_target - eps_source)", "* (eps_source - eps_target)"),
+    "source and target swapped": (
+        LOSSES,
+        "* (eps_target - _for_edits(eps_source, z_target))",
+        "* (_for_edits(eps_source, z_target) - eps_target)",
+    ),
     "text + s (text - null)": (GUIDANCE, "null + guidance * (text - null)", "text + guidance * (text - null)"),
     "different noise per branch": (
         LOSSES,
@@ -31,17 +35,18 @@ MUTANTS = {
         "loss = 0.5 * ((z - (z - grad).detach()) ** 2).sum(dim=(1, 2, 3)).mean()",
     ),
     "mean instead of sum": (LOSSES, ".sum(dim=(1, 2, 3)).mean()", ".mean(dim=(1, 2, 3)).mean()"),
-    "t repeated in the wrong order": (GUIDANCE, "t.repeat(len(parts))", "t.repeat_interleave(len(parts))"),
+    "edits in the wrong order": (LOSSES, "x.repeat_interleave(edits, dim=0)", "torch.cat([x] * edits)"),
+    "t of the wrong branch": (GUIDANCE, "[(b.z_t, b.t, b.condition.null) for", "[(b.z_t, b.t.flip(0), b.condition.null) for"),
     "v taken for eps": (NOISE, "return alpha * prediction + sigma * z_t", "return prediction"),
     "one branch's null for both": (
         GUIDANCE,
-        "[(b.z_t, b.condition.null) for b in branches]",
-        "[(branches[0].z_t, b.condition.null) for b in branches]",
+        "[(b.z_t, b.t, b.condition.null) for b in branches]",
+        "[(branches[0].z_t, b.t, b.condition.null) for b in branches]",
     ),
     "no guidance in the source branch": (
         LOSSES,
-        "* (eps_target - eps_source)",
-        "* (eps_target - guided_eps(teacher, [Branch(zs_t, source)], t, 1)[0])",
+        "_for_edits(eps_source, z_target))",
+        "_for_edits(guided_eps(teacher, [Branch(zs_t, t, source)], 1)[0], z_target))",
     ),
 }
 

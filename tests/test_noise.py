@@ -85,19 +85,29 @@ def test_sdxl_is_refused(tiny: Callable[[str], Path]) -> None:
 
 
 def test_draws_differ_by_every_part_of_the_key_and_repeat() -> None:
-    def one(*key: int) -> tuple[Tensor, Tensor]:
-        return draw((8, 2, 4, 4), (50, 950), "cpu", *key)
+    def one(seed: int, use: str) -> tuple[Tensor, Tensor]:
+        return draw((2, 4, 4), (50, 950), "cpu", [(seed, use, position) for position in range(8)])
 
-    t, eps = one(0, 0, 0)
-    assert torch.equal(one(0, 0, 0)[0], t)
-    assert torch.equal(one(0, 0, 0)[1], eps)
-    for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):  # seed, rank, counter
+    t, eps = one(0, "training")
+    assert torch.equal(one(0, "training")[0], t)
+    assert torch.equal(one(0, "training")[1], eps)
+    for other in ((1, "training"), (0, "validation")):
         assert not torch.equal(one(*other)[0], t)
         assert not torch.equal(one(*other)[1], eps)
+    assert len({noise.sum().item() for noise in eps}) == 8
+
+
+def test_an_images_noise_does_not_depend_on_its_company() -> None:
+    keys = [(0, position) for position in range(6)]
+    t, eps = draw((2, 3, 3), (0, 1000), "cpu", keys)
+    for chosen in ([4], [5, 2, 0]):
+        alone = draw((2, 3, 3), (0, 1000), "cpu", [keys[i] for i in chosen])
+        assert torch.equal(alone[0], t[chosen])
+        assert torch.equal(alone[1], eps[chosen])
 
 
 def test_draws_cover_their_range() -> None:
-    t, eps = draw((20_000, 1, 1, 1), (50, 60), "cpu", 3)
+    t, eps = draw((1, 1, 1), (50, 60), "cpu", [(3, i) for i in range(20_000)])
     assert sorted(t.unique().tolist()) == list(range(50, 60))
     assert abs(eps.mean()) < 0.03
     assert abs(eps.std() - 1) < 0.03

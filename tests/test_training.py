@@ -1,7 +1,7 @@
 """Training in this process, on a tiny random teacher."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dds_train.data.source import Sample, StepBatches, hold_out
-from dds_train.data.synthetic import SyntheticSource, fill
+from dds_train.data.batches import StepBatches, hold_out
+from dds_train.data.prompts import fill
+from dds_train.data.source import Sample
+from dds_train.data.synthetic import SyntheticSource
 from dds_train.distillation import LOSSES
 from dds_train.distillation.rng import generator
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained
-from dds_train.training.callbacks import EMA, AtomicCheckpointIO, Checkpoints, SampleGrid, Throughput
+from dds_train.frozen import Pretrained, PromptTable
+from dds_train.training.callbacks import EMA, SampleGrid, Throughput
+from dds_train.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dds_train.training.data import SourceData
-from dds_train.training.module import DistillationModule, Task
+from dds_train.training.module import DistillationModule
 from dds_train.training.schedules import Ramp
-from dds_train.translator import TranslatorCard, UNetTranslator, load_translator
+from dds_train.training.sentinels import FiniteSteps
+from dds_train.training.tasks import TaskBank
+from dds_train.translator import Task, TranslatorCard, UNetTranslator, all_prompts, load_translator
 
 SHAPE = {
+    "kind": "unet",
     "latent_channels": 4,
     "text_dim": 32,
     "channels": [16, 32],
@@ -35,26 +41,23 @@ SHAPE = {
 }
 
 
-class Latents:
-    """A data source of random latents."""
-
-    def prepare(self) -> None: ...
-
-    def dataset(self) -> Dataset[Sample]:
-        z = torch.randn(20, 4, 8, 8, generator=generator("latents"))
-        return [{"z": one} for one in z]  # type: ignore[return-value]
+TASKS = {"lion": Task("a cat", "a lion", "a lion"), "dog": Task("a cat", "a dog", "to a dog")}
 
 
-def build(folder: Path, **changes: Any) -> DistillationModule:
+def latents() -> Dataset[Sample]:
+    z = torch.randn(20, 4, 8, 8, generator=generator("latents"))
+    return [{"z": one} for one in z]  # type: ignore[return-value]
+
+
+def build(folder: Path, tasks: dict[str, Task] = TASKS, **changes: Any) -> DistillationModule:
     pretrained = Pretrained(str(folder))
-    text = pretrained.text_encoder()
-    task = Task(text.condition("a cat"), text.condition("a lion"), text.embed("a lion"))
+    prompts = PromptTable.of(pretrained.text_encoder(), all_prompts(tasks.values()))
     torch.manual_seed(0)
     arguments: dict[str, Any] = {
-        "translator": UNetTranslator(**SHAPE),
+        "translator": UNetTranslator(**{k: v for k, v in SHAPE.items() if k != "kind"}),
         "teacher": pretrained.teacher(),
         "codec": pretrained.codec(),
-        "task": task,
+        "tasks": TaskBank.embed(tasks, prompts),
         "loss": LOSSES["dds"],
         "guidance": Ramp(1.0, 3.0, 0.5),
         "identity": Ramp(1.0, 0.1, 1.0),
@@ -62,17 +65,23 @@ def build(folder: Path, **changes: Any) -> DistillationModule:
         "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3),
         "scheduler": lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0),
         "seed": 0,
-        "card": TranslatorCard("a cat", "a lion", "a lion", str(folder), SHAPE),
+        "card": TranslatorCard(tasks, str(folder), SHAPE),
     }
     return DistillationModule(**{**arguments, **changes})
 
 
-def trainer(folder: Path, max_steps: int, **changes: Any) -> pl.Trainer:
+def trainer(folder: Path, max_steps: int, more: Sequence[pl.Callback] = (), **changes: Any) -> pl.Trainer:
+    pictures = SampleGrid(4, folder / "pictures", lambda z: z[:, :3].clamp(-1, 1))
+    finite = FiniteSteps(folder / "skipped.txt", patience=3)
+    checkpoints = Checkpoints(folder / "ckpt", every=3, keep=1)
     return pl.Trainer(
         max_steps=max_steps,
         max_epochs=1,
         accelerator="cpu",
-        callbacks=[EMA(0.9), SampleGrid(4, folder / "pictures"), Throughput(2), Checkpoints(folder / "ckpt", every=3, keep=1)],
+        callbacks=[*more, EMA(0.9), pictures, finite, Throughput(2), checkpoints],
+        check_val_every_n_epoch=None,
+        val_check_interval=min(2, max_steps) * changes.get("accumulate_grad_batches", 1),
+        num_sanity_val_steps=0,
         plugins=[AtomicCheckpointIO()],
         logger=False,
         use_distributed_sampler=False,
@@ -84,7 +93,7 @@ def trainer(folder: Path, max_steps: int, **changes: Any) -> pl.Trainer:
 
 
 def fit(module: DistillationModule, trainer: pl.Trainer, resume: Path | None = None) -> dict[str, Tensor]:
-    data = SourceData(Latents(), batch_size=3, held_out=4, workers=0, seed=0)
+    data = SourceData(latents(), batch_size=3, held_out=4, workers=0, seed=0)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
@@ -137,7 +146,7 @@ def test_accumulated_batches_have_noise_of_their_own(tiny: Callable[[str], Path]
         seen.append(eps.sum().item())
         return LOSSES["dds"](teacher, z_source, z_target, source, target, t, eps, guidance)
 
-    fit(build(tiny("epsilon"), loss=spy), trainer(tmp_path, 2, accumulate_grad_batches=3))
+    fit(build(tiny("epsilon"), loss=spy), trainer(tmp_path, 2, accumulate_grad_batches=3, limit_val_batches=0))
     assert len(seen) == len(set(seen)) == 6
 
 
@@ -156,11 +165,12 @@ def test_the_gradient_is_that_of_dds_and_identity(tiny: Callable[[str], Path]) -
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     module._trainer = pl.Trainer(max_steps=10, logger=False, accelerator="cpu", enable_progress_bar=False)
     z = torch.randn(3, 4, 8, 8)
-    module.training_step({"z": z}, 0).backward()
+    module.training_step({"z": z, "position": [7, 8, 9]}, 0)["loss"].backward()  # type: ignore[index]
     from dds_train.distillation.rng import draw
 
-    t, eps = draw(z.shape, (50, 950), "cpu", 0, 0, 0)
-    source, target = module.task.source.expand(3), module.task.target.expand(3)
+    t, eps = draw(z.shape[1:], (50, 950), "cpu", [(0, "training", position) for position in (7, 8, 9)])
+    text = Pretrained(str(tiny("epsilon"))).text_encoder()
+    source, target = text.condition(["a cat"] * 3), text.condition(["a dog", "a lion", "a dog"])
     grad = LOSSES["dds"](module.teacher, z, z + shift, source, target, t, eps, 2.0).grad
     assert output[0].grad is not None
     torch.testing.assert_close(output[0].grad, (grad + 0.5 * shift) / 3 / z[0].numel())
@@ -177,13 +187,17 @@ def test_ramps() -> None:
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
-    def batches(**changes: int) -> list[list[int]]:
+    def batches(**changes: int) -> list[list[tuple[int, int]]]:
         return list(StepBatches(**{"size": 10, "batch": 2, "first": 0, "last": 15, "seed": 1, **changes}))
+
+    def indices(some: list[list[tuple[int, int]]]) -> list[int]:
+        return [index for _, index in chain(*some)]
 
     whole = batches()
     assert batches(first=7) == whole[7:]
-    assert sorted(chain(*whole[:5])) == sorted(chain(*whole[5:10])) == list(range(10))
-    assert whole[:5] != whole[5:10]
+    assert [position for position, _ in chain(*whole)] == list(range(30))
+    assert sorted(indices(whole[:5])) == sorted(indices(whole[5:10])) == list(range(10))
+    assert indices(whole[:5]) != indices(whole[5:10])
     assert batches(seed=2) != whole
     # Two ranks with half the batch see together what one sees alone.
     ranks = [batches(batch=1, rank=rank, world=2) for rank in (0, 1)]
@@ -213,9 +227,9 @@ def test_synthetic_images_do_not_depend_on_the_batch_and_are_cached(tiny: Callab
     b.prepare()
     assert a.folder.name == b.folder.name
     for one, other in zip(a.dataset(), b.dataset(), strict=True):  # type: ignore[call-overload]
-        torch.testing.assert_close(one["z"], other["z"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one["z"], other["z"], atol=1e-2, rtol=1e-2)  # a pixel may round the other way
     assert all(math.isfinite(value) for value in a.dataset()[0]["z"].flatten().tolist())
-    written = (a.folder / "latents.safetensors").stat().st_mtime_ns
+    written = (a.folder / "shard-00000.tar").stat().st_mtime_ns
     source(6, "a").prepare()
-    assert (a.folder / "latents.safetensors").stat().st_mtime_ns == written
+    assert (a.folder / "shard-00000.tar").stat().st_mtime_ns == written
     assert source(6, "a", seed=1).folder != a.folder

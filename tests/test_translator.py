@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from dds_train.errors import UserError
-from dds_train.translator import TranslatorCard, UNetTranslator, export_translator, load_translator
+from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator, load_translator
 
 SHAPE = {"latent_channels": 4, "text_dim": 32, "channels": [16, 32], "attention": [True, False], "heads": 2, "groups": 8}
 
 
 def card() -> TranslatorCard:
-    return TranslatorCard("a cat", "a lion", "make it a lion", "bundled", {**SHAPE, "depth": 1})
+    tasks = {"edit": Task("a cat", "a lion", "make it a lion")}
+    return TranslatorCard(tasks, "bundled", {"kind": "unet", **SHAPE, "depth": 1})
 
 
 def trained() -> UNetTranslator:

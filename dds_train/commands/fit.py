@@ -5,44 +5,61 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dds_train import build
+from dds_train.data.augment import FlipAndZoom
+from dds_train.data.shards import ShardSource
+from dds_train.data.source import Source
 from dds_train.errors import UserError
-from dds_train.training.callbacks import EMA, AtomicCheckpointIO, Checkpoints, SampleGrid, Throughput
+from dds_train.frozen import Pretrained, PromptTable
+from dds_train.training.callbacks import EMA, SampleGrid, Throughput
+from dds_train.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, Checkpoints, SaveOnSignal
 from dds_train.training.data import SourceData
-from dds_train.training.module import DistillationModule, Task
-from dds_train.translator import TranslatorCard, export_translator, load_translator
+from dds_train.training.module import DistillationModule
+from dds_train.training.sentinels import BadSamples, FiniteSteps, Sentinels
+from dds_train.training.summary import summary
+from dds_train.training.tasks import TaskBank
+from dds_train.training.validation import CritterValidation
+from dds_train.translator import Task, TranslatorCard, all_prompts, export_translator, read_card, read_weights
 
 
 def run(cfg: DictConfig) -> None:
     output_dir, began = Path(cfg.output_dir), time.time()
     resume = find_checkpoint(cfg.resume, output_dir)
-    trainer = build_trainer(cfg, output_dir)
+    tasks = build.build_tasks(cfg)
+    if not 1 <= cfg.tasks_per_image <= len(tasks):
+        raise UserError(f"tasks_per_image={cfg.tasks_per_image}: there are {len(tasks)} tasks; take 1 to {len(tasks)}")
     pl.seed_everything(cfg.seed, verbose=False)
     device = build.build_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # not every rank's teacher on the first card
     pretrained = build.build_pretrained(cfg.teacher, device)
-    teacher, codec, text = pretrained.teacher(), pretrained.codec(), pretrained.text_encoder()
-    task = Task(text.condition(cfg.source), text.condition(cfg.target), text.embed(cfg.instruction))
-    shape = {"latent_channels": codec.channels, "text_dim": task.instruction.shape[-1]}
-    card = TranslatorCard(
-        source=cfg.source,
-        target=cfg.target,
-        instruction=cfg.instruction,
-        teacher=pretrained.path,
-        translator={**OmegaConf.to_container(cfg.translator, resolve=True), **shape},  # type: ignore[dict-item]
-    )
-    translator = build.build_translator(card.translator)
+    source = build.build_source(cfg.data, tasks.values(), pretrained)
+    source.prepare()
+    captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
+    prompts = embed_prompts(source, all_prompts(tasks.values(), captions), pretrained)
+    data = SourceData(source.dataset(), cfg.batch_size, cfg.held_out, cfg.workers, cfg.seed, augmentation(cfg))
+    teacher = pretrained.teacher()
+    check_latents(data, teacher.latent_shape)
+
+    translator = build.build_translator(cfg.translator, teacher)
+    check_precision(cfg, teacher.dtype)
+    if cfg.gradient_checkpointing:
+        translator.enable_gradient_checkpointing()
+    decode = picture_decoder(cfg, source, data, pretrained)
+    needs_codec = "image" in data.held_out or cfg.validation.critters
     module = DistillationModule(
         translator=translator,
         teacher=teacher,
-        codec=codec,
-        task=task,
+        codec=pretrained.codec() if needs_codec else None,
+        tasks=TaskBank.embed(tasks, prompts, captions),
+        tasks_per_image=cfg.tasks_per_image,
         loss=build.build_loss(cfg.loss),
         guidance=build.build_ramp("guidance", cfg.guidance),
         identity=build.build_ramp("identity", cfg.identity),
@@ -50,34 +67,95 @@ def run(cfg: DictConfig) -> None:
         optimizer=build.build_partial(cfg.optimizer),
         scheduler=build.build_partial(cfg.scheduler),
         seed=cfg.seed,
-        card=card,
+        card=TranslatorCard(tasks=tasks, teacher=pretrained.path, translator=translator.config),
     )
-    source = build.build_source(cfg.data, cfg.source, pretrained, teacher, codec)
-    data = SourceData(source, cfg.batch_size, cfg.held_out, cfg.workers, cfg.seed)
+    callbacks: list[pl.Callback] = [SampleGrid(cfg.every.picture, output_dir / "pictures", decode)]
+    if cfg.validation.critters:
+        callbacks.append(critter_validation(cfg, tasks, pretrained))
+    trainer = build_trainer(cfg, output_dir, callbacks)
     if resume:
-        check_same_task(resume, card)
+        check_same_task(resume, module.card)
     if trainer.is_global_zero:
         build.keep_earlier_metrics(output_dir)
         build.save_config(cfg, output_dir)
+        print(summary(module, cfg.batch_size, cfg.trainer.precision, cfg.gradient_checkpointing), flush=True)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
-        notes = f"Trained for {trainer.global_step} steps of {cfg.batch_size} images on each of {trainer.world_size} devices.\n"
-        # From the checkpoint: the averaged weights, also when the run was complete already.
-        averaged, _ = load_translator(output_dir / "checkpoints" / "last.ckpt")
-        export_translator(output_dir / "translator", averaged, card, notes)
+        finish(cfg, trainer, module, pretrained)
         print(f"done in {(time.time() - began) / 60:.1f} minutes")
         print(f"translator  {output_dir / 'translator'}\npictures    {output_dir / 'pictures'}", flush=True)
 
 
-def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
-    quiet_lightning()
-    callbacks = [
-        EMA(cfg.ema),
-        SampleGrid(cfg.every.picture, output_dir / "pictures"),
-        Throughput(cfg.every.log),
-        Checkpoints(output_dir / "checkpoints", cfg.every.checkpoint, cfg.keep),
-    ]
+def embed_prompts(source: Source, needed: list[str], pretrained: Pretrained) -> PromptTable:
+    """From the table beside the shards; the text encoder is loaded only for what that lacks, and let go."""
+    table = source.prompts if isinstance(source, ShardSource) else None
+    table = table or PromptTable({})
+    missing = table.missing(needed)
+    if missing:
+        table = PromptTable({**table.rows, **PromptTable.of(pretrained.text_encoder(), missing).rows})
+    pretrained.release("text_encoder")
+    return table
+
+
+def augmentation(cfg: DictConfig) -> FlipAndZoom | None:
+    return FlipAndZoom(cfg.augment.flip, cfg.augment.zoom) if cfg.augment.flip or cfg.augment.zoom < 1 else None
+
+
+def check_latents(data: SourceData, shape: tuple[int, ...]) -> None:
+    z = data.held_out.get("z")
+    if z is not None and z.shape[1] != shape[0]:
+        raise UserError(f"data: latents of {z.shape[1]} channels, the teacher's have {shape[0]}; take their own teacher")
+    if z is not None and data.augments:
+        raise UserError("augment: needs images, and this data set delivers latents; take data.latents=false, or leave it out")
+
+
+def check_precision(cfg: DictConfig, dtype: torch.dtype) -> None:
+    if cfg.translator.kind == "lora" and dtype != torch.float32 and not str(cfg.trainer.precision).endswith("mixed"):
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision}: translator=lora runs on the teacher's weights, here {dtype}; "
+            "take trainer.precision=bf16-mixed, or teacher.dtype=float32"
+        )
+
+
+def picture_decoder(cfg: DictConfig, source: Source, data: SourceData, pretrained: Pretrained) -> Any:
+    """What turns latents into the pictures that training shows."""
+    if cfg.pictures not in ("auto", "codec", "linear"):
+        raise UserError(f"pictures={cfg.pictures}: take auto, codec or linear")
+    preview = source.preview if isinstance(source, ShardSource) else None
+    if cfg.pictures == "linear" and preview is None:
+        raise UserError("pictures=linear: needs shards with latents that synthesize made; take pictures=codec")
+    if preview is None or cfg.pictures == "codec" or (cfg.pictures == "auto" and cfg.validation.critters):
+        return pretrained.codec().decode
+    return preview
+
+
+def critter_validation(cfg: DictConfig, tasks: dict[str, Task], pretrained: Pretrained) -> CritterValidation:
+    if not any(task.truth for task in tasks.values()):
+        raise UserError("validation.critters: no task says what is true of it, such as +tasks.NAME.truth.species=lion")
+    sources: Any = OmegaConf.to_container(cfg.validation.sources, resolve=True)
     try:
+        return CritterValidation(tasks, pretrained.codec(), cfg.validation.critters, sources)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"validation.sources={sources}: {error}") from error
+
+
+def build_trainer(cfg: DictConfig, output_dir: Path, more: list[pl.Callback]) -> pl.Trainer:
+    quiet_lightning()
+    checkpoints = output_dir / "checkpoints"
+    sentinels: Any = OmegaConf.to_container(cfg.sentinels, resolve=True)
+    accumulate = cfg.trainer.accumulate_grad_batches
+    try:
+        callbacks: list[pl.Callback] = [
+            *more,  # among them validation, which wants the averaged weights, so before EMA puts the raw ones back
+            EMA(cfg.ema),
+            BadSamples(output_dir / "bad_samples.txt", cfg.bad_samples),
+            FiniteSteps(output_dir / "skipped_steps.txt"),
+            Sentinels(**sentinels),
+            Throughput(cfg.every.log),
+            Checkpoints(checkpoints, cfg.every.checkpoint, cfg.keep),
+            *([BestCheckpoint(checkpoints, cfg.best.metric, cfg.best.mode)] if cfg.best.metric else []),
+            SaveOnSignal(checkpoints),
+        ]
         return pl.Trainer(
             **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
             max_epochs=1,  # of max_steps batches
@@ -86,6 +164,9 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # StepBatches splits by rank itself
             log_every_n_steps=cfg.every.log,
+            check_val_every_n_epoch=None,
+            val_check_interval=min(cfg.every.validation, cfg.trainer.max_steps) * accumulate,
+            num_sanity_val_steps=0,
             enable_model_summary=False,
             default_root_dir=output_dir,
         )
@@ -105,6 +186,21 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule, pretrained: Pretrained) -> None:
+    """Export the averaged weights, from the checkpoint: also when the run was complete already."""
+    notes = f"Trained for {trainer.global_step} steps of {cfg.batch_size} images on each of {trainer.world_size} devices.\n"
+    output_dir = Path(cfg.output_dir)
+    module.translator.load_state_dict(read_weights(output_dir / "checkpoints" / "last.ckpt"))
+    export_translator(output_dir / "translator", module.translator, module.card, notes)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
+            print(f"best        {cfg.best.metric}={callback.best_model_score:.3f}: {callback.best_model_path}")
+        if isinstance(callback, BadSamples) and callback.seen:
+            print(f"bad samples {len(callback.seen)} left out, named in {callback.path}")
+        if isinstance(callback, FiniteSteps) and callback.total:
+            print(f"skipped     {callback.total} steps whose gradient was not finite, named in {callback.path}")
+
+
 def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
     """What to go on from: `auto` takes the run directory's last.ckpt if there is one."""
     if resume == "never":
@@ -114,11 +210,11 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
 
 
 def check_same_task(path: Path, card: TranslatorCard) -> None:
-    _, saved = load_translator(path)
-    for field in ("source", "target", "instruction", "teacher", "translator"):
+    saved = read_card(path)
+    for field in ("tasks", "teacher", "translator"):
         if getattr(saved, field) != getattr(card, field):
             raise UserError(
-                f"{path} was trained with {field}={getattr(saved, field)!r}, now it is {getattr(card, field)!r}; "
+                f"{path} was trained with other {field} ({getattr(saved, field)!r}, now {getattr(card, field)!r}); "
                 "take another output_dir, or resume=never to start over"
             )
     print(f"going on from {path}", flush=True)

@@ -11,7 +11,7 @@ from dds_train import build
 from dds_train.commands.inputs import check_readable, find_pictures, read_picture
 from dds_train.data.images import overview, save_image
 from dds_train.errors import UserError
-from dds_train.translator import load_translator
+from dds_train.translator import load_translator, read_card
 
 UNUSED = ("loss", "data", "translator", "optimizer", "scheduler", "trainer", "logger")
 
@@ -20,15 +20,16 @@ UNUSED = ("loss", "data", "translator", "optimizer", "scheduler", "trainer", "lo
 def run(cfg: DictConfig) -> None:
     pictures = find_pictures(cfg.image)
     check_readable(pictures)
-    translator, card = load_translator(Path(cfg.ckpt))
+    card = read_card(Path(cfg.ckpt))
+    instruction = cfg.prompt or card.choose(cfg.task).instruction
     device = build.build_device(cfg.device)
     pretrained = build.build_pretrained(cfg.teacher, device)
     if cfg.teacher.path is None:
         pretrained = replace(pretrained, path=card.teacher)
-    codec, text_encoder = pretrained.codec(), pretrained.text_encoder()  # never the teacher's UNet
-    text = text_encoder.embed(cfg.prompt or card.instruction)
-    needed = card.translator["latent_channels"], card.translator["text_dim"]
-    if needed != (codec.channels, text.shape[-1]):
+    translator, _ = load_translator(Path(cfg.ckpt), pretrained)
+    codec, text_encoder = pretrained.codec(), pretrained.text_encoder()  # the teacher's UNet only if the translator is on it
+    text = text_encoder.embed(instruction)
+    if (translator.latent_channels, translator.text_dim) != (codec.channels, text.shape[-1]):
         raise UserError(f"teacher.path={pretrained.path} is not the teacher that {cfg.ckpt} was trained with ({card.teacher})")
     translator.to(device)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from dds_train.critters.captions import full_caption
 from dds_train.critters.render import render
 from dds_train.critters.world import Critter, critter
 
@@ -27,8 +28,8 @@ class CritterDataset(Dataset[dict[str, Tensor]]):
         return len(self.critters)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """{"image": pixels [3,S,S] in [-1,1]}"""
-        return {"image": to_tensor(self.critters[index], self.size)}
+        """{"image": pixels [3,S,S] in [-1,1], "caption": its own number}"""
+        return {"image": to_tensor(self.critters[index], self.size), "caption": torch.tensor(index)}
 
 
 class CritterStream(IterableDataset[dict[str, Tensor]]):
@@ -53,6 +54,10 @@ class CritterSource:
 
     def prepare(self) -> None:
         """Rendering is quick enough to happen on the way."""
+
+    @property
+    def captions(self) -> list[str]:
+        return [full_caption(one) for one in CritterDataset(**self.arguments).critters]
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return CritterDataset(**self.arguments)

@@ -55,7 +55,7 @@ def sample_critter(rng: random.Random, **fixed: Any) -> Critter:
         "hat": rng.random() < 0.2,
         "x": rng.uniform(0.44, 0.56),
         "y": rng.uniform(0.50, 0.60),
-        "radius": rng.uniform(0.23, 0.30),
+        "radius": rng.uniform(0.25, 0.28),
         "tilt": rng.uniform(-15, 15),
         "hue": rng.uniform(-0.015, 0.015),
         "saturation": rng.uniform(-0.06, 0.06),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from dds_train.errors import UserError
+from dds_train.frozen import Pretrained
 
 MAX_PIXELS = 100_000_000
 
@@ -23,16 +25,21 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     Raises:
         UserError: if it cannot be read as a picture, or has more than `max_pixels`.
     """
+    return checked_image(path, str(path), max_pixels)
+
+
+def checked_image(file: str | Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """`read_image` of a path or an open file; `name` is what an error calls it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             width, height = image.size  # from the header: nothing is decoded yet
             if width * height > max_pixels:
-                raise UserError(f"{path}: {width} x {height} is more than {max_pixels:,} pixels; scale it down first")
+                raise UserError(f"{name}: {width} x {height} is more than {max_pixels:,} pixels; scale it down first")
             return from_pil(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: not a picture that can be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{name}: not a picture that can be read ({str(error).splitlines()[0]})") from error
 
 
 def from_pil(image: Image.Image) -> Tensor:
@@ -81,6 +88,18 @@ def fit_into(image: Tensor, side: int) -> Tensor:
 def square_crop(image: Tensor, side: int) -> Tensor:
     """[3,H,W] -> [3,side,side]: scaled so that the shorter side fits, then the middle cut out."""
     return from_pil(ImageOps.fit(to_pil(image), (side, side), method=Image.Resampling.LANCZOS))
+
+
+def image_size(pretrained: Pretrained, size: int | None) -> int:
+    """The side in pixels of training images: as asked for, or the teacher's own. Loads no weights.
+
+    Raises:
+        UserError: if the codec cannot work at that size.
+    """
+    own, factor = pretrained.image_size()
+    if size is not None and (size < 1 or size % factor):
+        raise UserError(f"data.size={size}: the codec needs a positive multiple of {factor}")
+    return size or own
 
 
 def overview(pairs: Sequence[tuple[Tensor, Tensor]], side: int = 256, limit: int = 64) -> Tensor:

@@ -23,27 +23,34 @@ class Condition:
         """One prompt [1,L,D] for `batch` images, without a copy."""
         return Condition(self.text.expand(batch, -1, -1), self.null.expand(batch, -1, -1))
 
+    def at(self, rows: Tensor) -> "Condition":
+        """The prompts number `rows` [N], which may come more than once."""
+        return Condition(self.text[rows], self.null[rows])
+
+    def to(self, device: torch.device | str) -> "Condition":
+        return Condition(self.text.to(device), self.null.to(device))
+
 
 @dataclass(frozen=True)
 class Branch:
     z_t: Tensor  # [B,C,h,w] noised latents
+    t: Tensor  # [B] their steps
     condition: Condition
 
 
-def guided_eps(teacher: ScoreModel, branches: list[Branch], t: Tensor, guidance: float) -> list[Tensor]:
+def guided_eps(teacher: ScoreModel, branches: list[Branch], guidance: float) -> list[Tensor]:
     """``e_w(z_t, y) = e(z_t, null) + w (e(z_t, y) - e(z_t, null))`` of each branch, from one batched evaluation.
 
-    `guidance` is w; at 1 the empty prompt cancels and is not evaluated. Every branch uses the same steps t [B].
+    `guidance` is w; at 1 the empty prompt cancels and is not evaluated. Branches may differ in their number of images.
 
     Returns:
         One [B,C,h,w] for each branch.
     """
-    parts = [(b.z_t, b.condition.text) for b in branches]
+    parts = [(b.z_t, b.t, b.condition.text) for b in branches]
     if guidance != 1:
-        parts += [(b.z_t, b.condition.null) for b in branches]
-    z_t, prompts = (torch.cat(column) for column in zip(*parts, strict=True))
-    # Whole batches follow one another, hence repeat and not repeat_interleave.
-    predicted = teacher.predict_eps(z_t, t.repeat(len(parts)), prompts).chunk(len(parts))
+        parts += [(b.z_t, b.t, b.condition.null) for b in branches]
+    z_t, t, prompts = (torch.cat(column) for column in zip(*parts, strict=True))
+    predicted = teacher.predict_eps(z_t, t, prompts).split([len(part[0]) for part in parts])
     texts, nulls = predicted[: len(branches)], predicted[len(branches) :]
     if guidance == 1:
         return list(texts)

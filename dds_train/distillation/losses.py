@@ -49,22 +49,27 @@ def dds_loss(
     both branches, so the difference keeps only what the change of prompt asks for; for a matched pair (equal latents, equal
     prompts) it is exactly zero.
 
+    Several edits of one image share its source branch, which is exact and saves the teacher work: with N inputs and N * M
+    outputs, the M edits of an input follow one another.
+
     Args:
         teacher: the frozen model; not differentiated.
-        z_source: [B,C,h,w], latents of the input.
-        z_target: [B,C,h,w], latents being optimised or produced; receives the gradient.
-        source: describes the input ("a photo of a cat").
-        target: describes what is wanted ("a photo of a lion").
-        t: [B] integer steps.
-        eps: [B,C,h,w] standard normal noise.
+        z_source: [N,C,h,w], latents of the inputs.
+        z_target: [N*M,C,h,w], latents being optimised or produced; receive the gradient.
+        source: describes the inputs ("a photo of a cat"), N of them.
+        target: describes what is wanted ("a photo of a lion"), N * M of them.
+        t: [N] integer steps.
+        eps: [N,C,h,w] standard normal noise.
         guidance: classifier-free guidance scale of both branches, 1 = none.
         weight: w_t, "one" or "sigma2".
     """
     with torch.no_grad():
-        z_t = teacher.schedule.add_noise(z_target, eps, t)
+        target_t, target_eps = _for_edits(t, z_target), _for_edits(eps, z_target)
+        z_t = teacher.schedule.add_noise(z_target, target_eps, target_t)
         zs_t = teacher.schedule.add_noise(z_source, eps, t)
-        eps_target, eps_source = guided_eps(teacher, [Branch(z_t, target), Branch(zs_t, source)], t, guidance)
-        grad = _weight(teacher.schedule, t, weight) * (eps_target - eps_source)
+        branches = [Branch(z_t, target_t, target), Branch(zs_t, t, source)]
+        eps_target, eps_source = guided_eps(teacher, branches, guidance)
+        grad = _weight(teacher.schedule, target_t, weight) * (eps_target - _for_edits(eps_source, z_target))
     return inject(z_target, grad)
 
 
@@ -85,8 +90,9 @@ def sds_loss(
     errors stay in and blur the image. Arguments as in `dds_loss`; `z_source` and `source` are not used.
     """
     with torch.no_grad():
+        t, eps = _for_edits(t, z_target), _for_edits(eps, z_target)
         z_t = teacher.schedule.add_noise(z_target, eps, t)
-        (eps_target,) = guided_eps(teacher, [Branch(z_t, target)], t, guidance)
+        (eps_target,) = guided_eps(teacher, [Branch(z_t, t, target)], guidance)
         grad = _weight(teacher.schedule, t, weight) * (eps_target - eps)
     return inject(z_target, grad)
 
@@ -96,6 +102,12 @@ def inject(z: Tensor, grad: Tensor) -> Distilled:
     # Linear, not 0.5 mse(z, z - grad): no cancellation in half precision.
     loss = (z * grad.detach()).sum(dim=(1, 2, 3)).mean()
     return Distilled(loss=loss, grad=grad)
+
+
+def _for_edits(x: Tensor, z_target: Tensor) -> Tensor:
+    """What belongs to N inputs [N,...], once for each of their edits [N*M,...]."""
+    edits = len(z_target) // len(x)
+    return x if edits == 1 else x.repeat_interleave(edits, dim=0)
 
 
 def _weight(schedule: NoiseSchedule, t: Tensor, name: str) -> Tensor:

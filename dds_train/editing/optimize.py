@@ -49,7 +49,7 @@ def optimize_latent(
         loss: a name in `LOSSES`, or such a function.
         lr: the step size; not used if `optimizer` is given.
         t_range: steps drawn uniformly, first included, last excluded.
-        seed: determines every (t, eps).
+        seed: determines every (t, eps); all images get the same, so that none depends on its company.
         optimizer: [latent] -> optimiser.
         scheduler: optimiser -> learning-rate scheduler.
 
@@ -70,7 +70,8 @@ def optimize_latent(
         descent = optimizer([z]) if optimizer else torch.optim.SGD([z], lr=lr)
         decay = scheduler(descent) if scheduler else None
         for index in range(steps):
-            t, eps = draw(z.shape, t_range, z.device, seed, "optimize", index)
+            t, eps = draw(z.shape[1:], t_range, z.device, [(seed, "optimize", index)])
+            t, eps = t.expand(len(z)), eps.expand_as(z)
             distilled = distill(teacher, z_source, z.detach(), source, target, t, eps, guidance)
             z.grad = distilled.grad  # G itself, per image: no mean over the batch
             descent.step()

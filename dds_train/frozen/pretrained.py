@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dds_train.distillation.noise import NoiseSchedule
 from dds_train.errors import UserError
+from dds_train.frozen.base import Frozen
 from dds_train.frozen.latents import Codec
 from dds_train.frozen.teacher import Teacher
 from dds_train.frozen.text import TextEncoder
@@ -21,7 +23,7 @@ BUNDLED = Path(__file__).parents[1] / "critters" / "teacher"
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A text-to-image diffusion checkpoint, whose parts load one at a time.
+    """A text-to-image diffusion checkpoint, whose parts load one at a time, each when it is first asked for.
 
     Attributes:
         path: "bundled" (the critters teacher), a folder that holds model_index.json, or a hub id ("owner/name").
@@ -33,17 +35,40 @@ class Pretrained:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
+    _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
     def teacher(self) -> Teacher:
+        return self._once("teacher", self._load_teacher)
+
+    def codec(self) -> Codec:
+        return self._once("codec", lambda: Codec(_load(AutoencoderKL, self._folder("vae"), "vae"), self.device))
+
+    def text_encoder(self) -> TextEncoder:
+        return self._once("text_encoder", self._load_text_encoder)
+
+    def release(self, *parts: str) -> None:
+        """Forget "teacher", "codec" or "text_encoder": its memory is free once nobody else holds it."""
+        for part in parts:
+            self._loaded.pop(part, None)
+
+    def load_unet(self) -> UNet2DConditionModel:
+        """A frozen UNet of the caller's own, not the one that `teacher` returns."""
+        unet = _load(UNet2DConditionModel, self._folder("unet"), "unet")
+        return Frozen(unet, self.device, self.dtype).network
+
+    def _once(self, name: str, load: Callable[[], Any]) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = load()
+        return self._loaded[name]
+
+    def _load_teacher(self) -> Teacher:
         folder = self._folder("unet", "scheduler")
         unet = _load(UNet2DConditionModel, folder, "unet")
         scheduler = _load(DDIMScheduler, folder, "scheduler")
         schedule = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod)
         return Teacher(unet, schedule, scheduler.config.prediction_type, self.device, self.dtype)
 
-    def codec(self) -> Codec:
-        return Codec(_load(AutoencoderKL, self._folder("vae"), "vae"), self.device)
-
-    def text_encoder(self) -> TextEncoder:
+    def _load_text_encoder(self) -> TextEncoder:
         folder = self._folder("tokenizer", "text_encoder")
         tokenizer, model = _load(CLIPTokenizer, folder, "tokenizer"), _load(CLIPTextModel, folder, "text_encoder")
         return TextEncoder(tokenizer, model, self.device, self.dtype)
@@ -53,10 +78,20 @@ class Pretrained:
         scheduler = _load(DDIMScheduler, self._folder("scheduler"), "scheduler")
         return DPMSolverMultistepScheduler.from_config(scheduler.config, prediction_type="epsilon", timestep_spacing="trailing")
 
-    def fingerprint(self) -> str:
-        """Changes with the weights that draw images: a hash over configurations and the start of each weight file."""
-        folder, digest = self._folder("unet", "vae", "text_encoder", "scheduler"), hashlib.sha256()
-        for part in ("unet", "vae", "text_encoder", "scheduler"):
+    def image_size(self) -> tuple[int, int]:
+        """The side in pixels of the teacher's own pictures, and the codec's pixels per latent. Loads no weights."""
+        folder = self._folder("unet", "vae")
+        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        latents, factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
+        return (latents if isinstance(latents, int) else max(latents)) * factor, factor
+
+    def fingerprint(self, *parts: str) -> str:
+        """Changes with the weights of `parts` ("unet", "vae", "text_encoder", "tokenizer", "scheduler"): a hash over their
+        configurations and the start of each weight file."""
+        folder, digest = self._folder(*parts), hashlib.sha256()
+        for part in parts:
+            if not (folder / part).is_dir():
+                raise UserError(f"teacher.path={self.path}: no folder {part} there; give a whole folder in diffusers' layout")
             for file in sorted((folder / part).iterdir()):
                 digest.update(f"{part}/{file.name}:{file.stat().st_size}".encode())
                 with file.open("rb") as content:

@@ -43,6 +43,6 @@ def sample_latents(
     for t in scheduler.timesteps:
         z_t = scheduler.scale_model_input(z, t)
         step = t.to(teacher.device).long().expand(len(z))
-        (eps,) = guided_eps(teacher, [Branch(z_t, condition)], step, guidance)
+        (eps,) = guided_eps(teacher, [Branch(z_t, step, condition)], guidance)
         z = scheduler.step(eps, t, z).prev_sample
     return z

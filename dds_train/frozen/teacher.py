@@ -48,6 +48,11 @@ class Teacher(Frozen):
         height, width = (size, size) if isinstance(size, int) else size
         return self.network.config.in_channels, height, width
 
+    @property
+    def text_dim(self) -> int:
+        """D of the prompt embeddings that it reads."""
+        return self.network.config.cross_attention_dim
+
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """z_t [N,C,h,w], integer t [N], text [N,L,D] -> predicted noise [N,C,h,w], float32."""

@@ -1,9 +1,10 @@
 """Exact scores of an edit of critters: the true result is known for every picture."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +18,26 @@ from dds_train.critters.world import BACKDROPS, FURS, SPECIES, Critter
 @dataclass(frozen=True)
 class CritterScores:
     """Means over pictures. An attribute reads as that of the nearest, in mean squared error, of the exact renders that differ
-    in it alone."""
+    in it alone; it counts if that is how the true edit has it: as wanted if the edit is about it, as it was if not."""
 
     gap_closed: float  # 1 - mse(output, truth) / mse(input, truth); 0 for doing nothing, 1 for the truth
-    species: float  # share that reads as the species wanted
-    fur: float  # share that kept its fur
-    backdrop: float  # share that kept its backdrop
-    accessories: float  # share that kept glasses and hat as they were, both there and not there
+    species: float  # share with the right species
+    fur: float  # share with the right fur
+    backdrop: float  # share with the right backdrop
+    accessories: float  # share with glasses and hat as they should be, both there and not there
     background_psnr: float  # dB, over the pixels that no species covers; inf for doing nothing
 
 
 def score_species_edit(outputs: Tensor, sources: Sequence[Critter], species: str) -> CritterScores:
     """Score outputs [N,3,S,S] in [-1,1], made from pictures of `sources`, as edits to `species`."""
+    return score_edit(outputs, sources, {"species": species})
+
+
+def score_edit(outputs: Tensor, sources: Sequence[Critter], changes: Mapping[str, Any]) -> CritterScores:
+    """Score outputs [N,3,S,S] in [-1,1], made from pictures of `sources`, as edits that set `changes`, such as
+    ``{"glasses": True}``. The sources must not have them already."""
     size = outputs.shape[-1]
-    rows = [_score(output, source, species, size) for output, source in zip(outputs.cpu(), sources, strict=True)]
+    rows = [_score(output, source, changes, size) for output, source in zip(outputs.cpu(), sources, strict=True)]
     gap, right, fur, backdrop, accessories, error, pixels = torch.tensor(rows, dtype=torch.float64).T
     mean_error = (error.sum() / pixels.sum()).item()
     return CritterScores(
@@ -43,27 +50,29 @@ def score_species_edit(outputs: Tensor, sources: Sequence[Critter], species: str
     )
 
 
-def _score(output: Tensor, source: Critter, species: str, size: int) -> tuple[float, ...]:
-    def nearest(variants: Sequence[Critter]) -> int:
+def _score(output: Tensor, source: Critter, changes: Mapping[str, Any], size: int) -> tuple[float, ...]:
+    def nearest(variants: Sequence[Critter]) -> Critter:
         errors = [mse(output, to_tensor(variant, size)) for variant in variants]
-        return errors.index(min(errors))
+        return variants[errors.index(min(errors))]
 
-    def kept(make: Callable[[Critter], list[Critter]], like: Critter) -> bool:
-        variants = make(like)
-        return variants[nearest(variants)] == like
-
-    before, truth = to_tensor(source, size), to_tensor(source.replaced(species=species), size)
-    reads = SPECIES[nearest([source.replaced(species=s) for s in SPECIES])]
+    truth = source.replaced(**changes)
+    assert truth != source, "an edit that changes nothing has no gap to close"
+    reads = nearest([truth.replaced(species=s) for s in SPECIES]).species
     # Fur and the rest are read against the species that the output has become, be it the right one or not.
-    like = source.replaced(species=reads)
-    background = background_mask(source, size)
+    like = truth.replaced(species=reads)
+
+    def kept(variants: list[Critter]) -> bool:
+        return nearest(variants) == like
+
+    before, after = to_tensor(source, size), to_tensor(truth, size)
+    background = background_mask(source, size) & background_mask(truth, size)
     error = ((output - before) / 2).square().sum(0)[background].sum().item()
     return (
-        1 - mse(output, truth) / mse(before, truth),
-        reads == species,
-        kept(lambda c: [c.replaced(fur=f) for f in FURS], like),
-        kept(lambda c: [c.replaced(backdrop=b) for b in BACKDROPS], like),
-        kept(lambda c: [c.replaced(glasses=g, hat=h) for g, h in product((False, True), repeat=2)], like),
+        1 - mse(output, after) / mse(before, after),
+        reads == truth.species,
+        kept([like.replaced(fur=f) for f in FURS]),
+        kept([like.replaced(backdrop=b) for b in BACKDROPS]),
+        kept([like.replaced(glasses=g, hat=h) for g, h in product((False, True), repeat=2)]),
         error,
         3 * int(background.sum()),
     )

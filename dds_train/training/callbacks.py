@@ -1,17 +1,15 @@
-"""What happens around the training step: averaging, pictures, throughput, checkpoints that survive a kill."""
+"""What happens around the training step: averaging, pictures, throughput."""
 
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from dds_train.data.images import save_image, strip
 from dds_train.training.module import DistillationModule
@@ -36,25 +34,18 @@ class EMA(WeightAveraging):
 
 
 class SampleGrid(Callback):
-    """Every `every` steps, and at the end, a picture of fixed inputs that are not trained on (above) and their edits (below).
+    """Every `every` steps, and at the end, a picture of fixed inputs that are not trained on and, below them, a row of edits
+    for each task.
 
     Args:
         every: steps between pictures.
         folder: receives step-0000500.png and so on.
+        decode: latents [B,C,h,w] -> pixels [B,3,H,W] in [-1,1].
+        count: inputs at most.
     """
 
-    def __init__(self, every: int, folder: Path) -> None:
-        self.every, self.folder = every, folder
-        self.z: Tensor | None = None  # [N,C,h,w], the inputs
-        self.before: Tensor | None = None  # [N,3,H,W], what the codec makes of them
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        batch = {name: value.to(pl_module.device) for name, value in default_collate(data.pictures).items()}
-        assert isinstance(pl_module, DistillationModule)
-        assert pl_module.codec is not None
-        self.z = pl_module.encode(batch)
-        self.before = pl_module.codec.decode(self.z).cpu()
+    def __init__(self, every: int, folder: Path, decode: Callable[[Tensor], Tensor], count: int = 8) -> None:
+        self.every, self.folder, self.decode, self.count = every, folder, decode, count
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,10 +58,11 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, module: DistillationModule) -> None:
-        assert module.codec is not None
-        assert self.z is not None
-        assert self.before is not None
-        picture = strip([self.before, module.codec.decode(module.translate(self.z)).cpu()])
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        inputs = {name: value[: self.count] for name, value in data.held_out.items()}
+        z = module.encode(inputs)
+        latents = [z, *(module.translate(z, module.every_time(task, z)) for task in range(len(module.tasks.names)))]
+        picture = strip([self.decode(row).cpu() for row in latents])
         save_image(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -80,11 +72,13 @@ class SampleGrid(Callback):
 
 
 class Throughput(Callback):
-    """Logs images per second, over all ranks, every `every` batches; the first `warmup` are left out."""
+    """Logs images per second, over all ranks, every `every` batches; the first `warmup` are left out. Once it is known, prints
+    it with the time that is left."""
 
     def __init__(self, every: int, warmup: int = 5) -> None:
         self.every, self.warmup = every, warmup
         self.images = self.since = 0.0
+        self.said = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,49 +86,20 @@ class Throughput(Callback):
         if batch_idx < self.warmup or not self.since:
             self.images, self.since = 0.0, time.perf_counter()
             return
-        self.images += len(next(iter(batch.values()))) * trainer.world_size
+        self.images += len(batch["position"]) * trainer.world_size
         if (batch_idx + 1) % self.every == 0:
             rate = self.images / (time.perf_counter() - self.since)
             pl_module.log("images/s", rate, prog_bar=True, rank_zero_only=True)
+            if not self.said and trainer.is_global_zero and rate:
+                per_step = len(batch["position"]) * trainer.world_size * trainer.accumulate_grad_batches
+                left = (trainer.max_steps - trainer.global_step) * per_step / rate
+                print(f"{rate:.0f} images/s, about {duration(left)} left", flush=True)
+                self.said = True
             self.images, self.since = 0.0, time.perf_counter()
 
 
-class Checkpoints(ModelCheckpoint):
-    """Every `every` steps and after the last one: last.ckpt, and the newest `keep` as step-0000500.ckpt."""
-
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="step-{step:07d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            save_last=True,
-            save_top_k=keep,
-            monitor="step",
-            mode="max",
-            enable_version_counter=False,
-        )
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == trainer.max_steps and self._every_n_train_steps:
-            self._every_n_train_steps = 1  # the last step counts, whatever it is a multiple of
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the final name, then renames: a killed process leaves the previous checkpoint whole.
-
-    Lightning's own writer goes through TMPDIR, and moving between filesystems is not atomic.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, final)
+def duration(seconds: float) -> str:
+    """ "40 s", "7 min", "3.2 h" """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

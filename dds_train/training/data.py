@@ -1,35 +1,42 @@
 """A data source as Lightning wants it."""
 
-import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset, Subset
+from typing import Any
 
-from dds_train.data.source import Sample, Source, StepBatches, hold_out, step_loader
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from dds_train.data.batches import Augment, Placed, StepBatches, hold_out, step_loader
+from dds_train.data.source import Sample
 
 
 class SourceData(pl.LightningDataModule):
-    """Batches of a source, the first `held_out` images left out, in an order that depends on (seed, step) alone."""
+    """Batches of a source in an order that depends on (seed, step) alone; the first `held_out` images are for validation.
 
-    def __init__(self, source: Source, batch_size: int, held_out: int, workers: int, seed: int) -> None:
+    Args:
+        dataset: of a prepared source.
+        batch_size: of one rank.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        batch_size: int,
+        held_out: int,
+        workers: int,
+        seed: int,
+        augment: Augment | None = None,
+    ) -> None:
         super().__init__()
-        self.source, self.batch_size, self.held_out = source, batch_size, held_out
-        self.workers, self.seed = workers, seed
-        self.pictures: list[Sample] = []
-        self._training: Dataset[Sample] | None = None
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.held_out, training = hold_out(dataset, held_out)
+        self.size, self.augments = len(training), augment is not None
+        self._training = Placed(dataset, training, seed, augment)
 
-    def prepare_data(self) -> None:
-        self.source.prepare()
-
-    def setup(self, stage: str) -> None:
-        dataset = self.source.dataset()
-        self.pictures, rest = hold_out(dataset, self.held_out)
-        self._training = Subset(dataset, rest)
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        assert self._training is not None
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
         batches = StepBatches(
-            size=len(self._training),  # type: ignore[arg-type]
+            size=self.size,
             batch=self.batch_size,
             first=self.trainer.global_step * accumulate,
             last=self.trainer.max_steps * accumulate,
@@ -38,3 +45,7 @@ class SourceData(pl.LightningDataModule):
             world=self.trainer.world_size,
         )
         return step_loader(self._training, batches, self.workers)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """All held-out images as one batch, the same on every rank."""
+        return DataLoader([self.held_out], batch_size=None)  # type: ignore[arg-type]

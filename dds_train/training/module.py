@@ -1,34 +1,18 @@
 """The training step: edit, ask the teacher, follow its gradient."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from dds_train.distillation.guidance import Condition
-from dds_train.distillation.losses import Loss
+from dds_train.distillation.losses import Distilled, Loss
 from dds_train.distillation.rng import draw
 from dds_train.frozen import Codec, Teacher
 from dds_train.training.schedules import Ramp
-from dds_train.translator.checkpoint import TranslatorCard
-
-
-@dataclass(frozen=True)
-class Task:
-    """One edit, as embeddings of one prompt each."""
-
-    source: Condition  # [1,L,D], what the inputs show
-    target: Condition  # [1,L,D], what is wanted
-    instruction: Tensor  # [1,L,D], what the translator is told
-
-    def to(self, device: torch.device) -> "Task":
-        def move(condition: Condition) -> Condition:
-            return Condition(condition.text.to(device), condition.null.to(device))
-
-        return Task(move(self.source), move(self.target), self.instruction.to(device))
+from dds_train.training.tasks import TaskBank
+from dds_train.translator import TranslatorCard
 
 
 class DistillationModule(pl.LightningModule):
@@ -38,6 +22,8 @@ class DistillationModule(pl.LightningModule):
         translator: the only part that is trained, saved and averaged.
         teacher: frozen; its opinion of input and output is the gradient.
         codec: needed for batches of pixels; batches of latents do without (None).
+        tasks: the edits to learn, in turns.
+        tasks_per_image: how many of them each image of a batch is asked for; they share its source branch.
         loss: an entry of `distillation.LOSSES`, its own options bound.
         guidance: classifier-free guidance scale over training. A warm-up from 1 keeps the network from collapsing to one
             output for every input (project page of arXiv 2304.07090).
@@ -55,7 +41,8 @@ class DistillationModule(pl.LightningModule):
         translator: nn.Module,
         teacher: Teacher,
         codec: Codec | None,
-        task: Task,
+        tasks: TaskBank,
+        tasks_per_image: int = 1,
         loss: Loss,
         guidance: Ramp,
         identity: Ramp,
@@ -67,55 +54,86 @@ class DistillationModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.translator = translator
-        self.teacher, self.codec, self.task = teacher, codec, task
+        self.teacher, self.codec = teacher, codec
+        self.tasks, self.tasks_per_image = tasks, tasks_per_image
         self.loss, self.guidance, self.identity, self.t_range = loss, guidance, identity, t_range
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.seed, self.card = seed, card
-        # Of this rank, across resumes. Keys the noise: `global_step` stands still while gradients accumulate.
-        self.batches_done = 0
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | Tensor:
+        if not batch["position"]:  # every sample of it was bad
+            return torch.stack([p.sum() for p in self.translator.parameters()]).sum() * 0.0
         z_source = self.encode(batch)
-        z_target = self.translate(z_source)
-        t, eps = draw(z_source.shape, self.t_range, self.device, self.seed, self.global_rank, self.batches_done)
-        source, target = self.task.source.expand(len(t)), self.task.target.expand(len(t))
-        guidance, identity = self.guidance(self.progress), self.identity(self.progress)
-
-        distilled = self.loss(self.teacher, z_source, z_target, source, target, t, eps, guidance)
-        change = z_target - z_source
+        task = self.tasks.pick(batch["position"], self.tasks_per_image).to(self.device)
+        z_target = self.translate(z_source, task)
+        distilled = self.distill(z_source, z_target, task, batch, self.guidance(self.progress))
+        change = z_target - z_source.repeat_interleave(self.tasks_per_image, dim=0)
+        identity = self.identity(self.progress)
         loss = distilled.loss + identity * 0.5 * change.square().sum(dim=(1, 2, 3)).mean()
 
         self.log("loss/grad_rms", distilled.grad_rms, prog_bar=True)
         self.log("loss/change_rms", change.detach().square().mean().sqrt(), prog_bar=True)
-        self.log_dict({"schedule/guidance": guidance, "schedule/identity": identity})
+        self.log_dict({"schedule/guidance": self.guidance(self.progress), "schedule/identity": identity})
         # Per latent element, so that gradient clipping means the same at every image size.
-        return loss / z_source[0].numel()
+        return {"loss": loss / z_source[0].numel(), "z_source": z_source, "z_target": z_target.detach(), "task": task}
 
-    def encode(self, batch: dict[str, Tensor]) -> Tensor:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """What the averaged weights do to held-out images, at noise and guidance that stay the same over the training."""
+        z_source = self.encode(batch)
+        gradients, shifts = [], []
+        for number in range(len(self.tasks.names)):
+            task = self.every_time(number, z_source)
+            z_target = self.translate(z_source, task)
+            distilled = self.distill(z_source, z_target, task, batch, self.guidance(1.0), "validation")
+            gradients.append(distilled.grad_rms)
+            shifts.append((z_target - z_source).square().mean().sqrt())
+        self.log("val/grad_rms", torch.stack(gradients).mean(), batch_size=1)
+        self.log("val/shift_rms", torch.stack(shifts).mean(), batch_size=1)
+
+    def distill(
+        self,
+        z_source: Tensor,
+        z_target: Tensor,
+        task: Tensor,
+        batch: dict[str, Any],
+        guidance: float,
+        use: str = "training",
+    ) -> Distilled:
+        """The loss of edits z_target [B*M,C,h,w] of z_source [B,C,h,w]; an image's noise depends on its position alone."""
+        t, eps = draw(z_source.shape[1:], self.t_range, self.device, [(self.seed, use, p) for p in batch["position"]])
+        edits, caption = len(task) // len(z_source), batch.get("caption")
+        if caption is not None:
+            caption = caption.to(self.device).repeat_interleave(edits)
+        source, target = self.tasks.conditions(task, caption)
+        if self.tasks.one_source:
+            source = source.at(torch.arange(0, len(task), edits, device=self.device))
+        else:  # then an image has as many source branches as tasks
+            z_source, t, eps = (x.repeat_interleave(edits, dim=0) for x in (z_source, t, eps))
+        return self.loss(self.teacher, z_source, z_target, source, target, t, eps, guidance)
+
+    def translate(self, z_source: Tensor, task: Tensor) -> Tensor:
+        """The full edits, [B*M,C,h,w], of latents [B,C,h,w]: M tasks for each, those of one image following one another."""
+        z = z_source.repeat_interleave(len(task) // len(z_source), dim=0)
+        return self.translator(z, self.tasks.instruction[task], torch.ones(len(z), device=z.device))
+
+    def every_time(self, task: int, z: Tensor) -> Tensor:
+        """Task number `task` for each of z [B,...], [B]."""
+        return torch.full((len(z),), task, device=z.device)
+
+    def encode(self, batch: dict[str, Any]) -> Tensor:
         """{"z": latents [B,C,h,w]} or {"image": pixels [B,3,H,W] in [-1,1]} -> latents [B,C,h,w]."""
         if "z" in batch:
-            return batch["z"]
+            return batch["z"].to(self.device)
         assert self.codec is not None, "batches of pixels need a codec"
         return self.codec.encode(batch["image"])
-
-    def translate(self, z: Tensor) -> Tensor:
-        """The full edit of latents [B,C,h,w]."""
-        text = self.task.instruction.expand(len(z), -1, -1)
-        return self.translator(z, text, torch.ones(len(z), device=z.device))
 
     @property
     def progress(self) -> float:
         return self.trainer.global_step / self.trainer.max_steps
 
-    def on_train_start(self) -> None:
-        self.batches_done = self.trainer.global_step * self.trainer.accumulate_grad_batches
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.batches_done += 1
-
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
-        self.task = self.task.to(self.device)
+        self.tasks = self.tasks.to(self.device)
         if self.codec is not None:
             self.codec.to(self.device)
 
@@ -125,7 +143,7 @@ class DistillationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["card"] = asdict(self.card)
+        checkpoint["card"] = self.card.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A complete run can be prolonged by a larger max_steps: what was its last batch then is not the last now.

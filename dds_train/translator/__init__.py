@@ -1,6 +1,25 @@
 """The network that is trained, and how it is saved and loaded."""
 
-from dds_train.translator.checkpoint import TranslatorCard, export_translator, load_translator
-from dds_train.translator.unet import Translator, UNetTranslator
+from dds_train.translator.checkpoint import TranslatorCard, export_translator, load_translator, read_card, read_weights
+from dds_train.translator.kinds import KINDS, Translator, make_translator
+from dds_train.translator.lora import LoRATranslator
+from dds_train.translator.task import Task, all_prompts, tasks_from
+from dds_train.translator.teacher_init import TeacherInitTranslator
+from dds_train.translator.unet import UNetTranslator
 
-__all__ = ["Translator", "TranslatorCard", "UNetTranslator", "export_translator", "load_translator"]
+__all__ = [
+    "KINDS",
+    "LoRATranslator",
+    "Task",
+    "TeacherInitTranslator",
+    "Translator",
+    "TranslatorCard",
+    "UNetTranslator",
+    "all_prompts",
+    "export_translator",
+    "load_translator",
+    "make_translator",
+    "read_card",
+    "read_weights",
+    "tasks_from",
+]

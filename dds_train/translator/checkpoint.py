@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from dds_train.errors import UserError
-from dds_train.translator.unet import UNetTranslator
+from dds_train.frozen import Pretrained
+from dds_train.translator.kinds import make_translator
+from dds_train.translator.task import Task, tasks_from
 
-FORMAT = 1
+FORMAT = 2  # 1 had one task, and no kinds of translators
 WEIGHTS = "translator.safetensors"
 PREFIX = "translator."  # of the translator's weights in a training checkpoint
 
@@ -22,43 +25,101 @@ PREFIX = "translator."  # of the translator's weights in a training checkpoint
 class TranslatorCard:
     """What has to be known to use a translator. Plain data: it is written to config.json and into checkpoints."""
 
-    source: str  # caption of the inputs it was trained for
-    target: str  # caption of what it makes of them
-    instruction: str  # what the translator itself is told
+    tasks: dict[str, Task]  # what it was trained to do, by name
     teacher: str  # path or hub id of the checkpoint whose codec and text encoder it works with
-    translator: dict[str, Any]  # arguments of UNetTranslator
+    translator: dict[str, Any]  # its `config`
     format: int = FORMAT
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
-def export_translator(folder: Path, translator: UNetTranslator, card: TranslatorCard, notes: str = "") -> None:
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "TranslatorCard":
+        """Raises ValueError if it is of a later format, TypeError or KeyError if it is no card."""
+        plain = dict(plain)
+        written = plain.get("format")
+        if written == 1:
+            task = Task(*(plain.pop(field) for field in ("source", "target", "instruction")))
+            plain |= {
+                "tasks": {"edit": task.to_dict()},
+                "translator": {"kind": "unet", **plain["translator"]},
+                "format": FORMAT,
+            }
+        elif written != FORMAT:
+            raise ValueError(f"written in format {written}; this version reads formats 1 to {FORMAT}")
+        return cls(**{**plain, "tasks": tasks_from(plain["tasks"])})
+
+    def choose(self, task: str | None) -> Task:
+        """The task of that name; None means the only one there is.
+
+        Raises:
+            UserError: if there is no such task, or several to choose from.
+        """
+        known = ", ".join(self.tasks)
+        if task is None and len(self.tasks) > 1:
+            raise UserError(f"this translator knows several tasks ({known}): say which, task=NAME, or give a prompt=")
+        if task is not None and task not in self.tasks:
+            raise UserError(f"task={task}: this translator knows {known}")
+        return self.tasks[task] if task is not None else next(iter(self.tasks.values()))
+
+
+def export_translator(folder: Path, translator: nn.Module, card: TranslatorCard, notes: str = "") -> None:
     """Write a folder that `load_translator` reads. `notes` (Markdown) go into the model card."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in translator.state_dict().items()}
     # Beside its final name and moved there when complete: a killed process leaves no half-written weights.
     save_file(weights, folder / f"{WEIGHTS}.tmp")
     os.replace(folder / f"{WEIGHTS}.tmp", folder / WEIGHTS)
-    (folder / "config.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
     (folder / "README.md").write_text(_model_card(translator, card, notes))
 
 
-def load_translator(path: Path) -> tuple[UNetTranslator, TranslatorCard]:
-    """Read an exported folder or a training checkpoint (its averaged weights), in eval mode on the CPU.
+def load_translator(path: Path, pretrained: Pretrained | None = None) -> tuple[Any, TranslatorCard]:
+    """Read an exported folder or a training checkpoint (its averaged weights), in eval mode.
+
+    Args:
+        pretrained: the teacher, for translators that work on its UNet (kind "lora"), which then stays where that is. By
+            default the one that the card names, on the CPU.
 
     Raises:
         UserError: if there is no such file, or it is not a translator of ours.
     """
-    if not path.exists():
-        raise UserError(f"ckpt={path}: no such file or folder; give a .ckpt of fit or its translator/ folder")
-    config, weights = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
-    if config.get("format") != FORMAT:
-        raise UserError(f"ckpt={path}: written in format {config.get('format')}; this version reads format {FORMAT}")
+    config, weights = _read(path)
+    card = _card(path, config)
+    teacher = pretrained or Pretrained(card.teacher)
     try:
-        card = TranslatorCard(**config)
-        translator = UNetTranslator(**card.translator)
+        # A UNet of its own: adapters must not reach one that others use.
+        translator = make_translator(card.translator, teacher.load_unet)
         translator.load_state_dict(weights)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"ckpt={path}: damaged or not ours: {str(error).splitlines()[0]}") from error
     return translator.eval(), card
+
+
+def read_card(path: Path) -> TranslatorCard:
+    """Of an exported folder or a training checkpoint. Raises UserError as `load_translator` does."""
+    config, _ = _read(path)
+    return _card(path, config)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a training checkpoint, or those of an exported folder."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.exists():
+        raise UserError(f"ckpt={path}: no such file or folder; give a .ckpt of fit or its translator/ folder")
+    return _read_folder(path) if path.is_dir() else _read_checkpoint(path)
+
+
+def _card(path: Path, config: dict[str, Any]) -> TranslatorCard:
+    try:
+        return TranslatorCard.from_dict(config)
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"ckpt={path}: damaged or not ours: {str(error).splitlines()[0]}") from error
 
 
 def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -80,15 +141,19 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
     return saved["card"], {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
 
 
-def _model_card(translator: UNetTranslator, card: TranslatorCard, notes: str) -> str:
+def _model_card(translator: nn.Module, card: TranslatorCard, notes: str) -> str:
     millions = sum(p.numel() for p in translator.parameters()) / 1e6
-    return f"""# Image translator: "{card.source}" -> "{card.target}"
+    tasks = "\n".join(f"| {name} | {t.source} | {t.target} | {t.instruction} |" for name, t in card.tasks.items())
+    choice = "" if len(card.tasks) == 1 else " task=NAME"
+    return f"""# Image translator: {", ".join(card.tasks)}
 
-A feed-forward UNet ({millions:.1f} M parameters) on the latents of `{card.teacher}`, trained by dds_train with the
-Delta Denoising Score (arXiv 2304.07090): without pictures of the target and without pairs.
+Works on the latents of `{card.teacher}` (kind {card.translator.get("kind")}, {millions:.1f} M trained parameters). Trained by
+dds_train with score distillation (Delta Denoising Score, arXiv 2304.07090): without pictures of the target and without pairs.
 
-    python -m dds_train predict ckpt=THIS_FOLDER image=PICTURE
+    python -m dds_train predict ckpt=THIS_FOLDER image=PICTURE{choice}
 
-Instruction it was trained with, and which `predict` uses unless told otherwise: "{card.instruction}".
+| task | inputs show | it makes of them | instruction |
+| --- | --- | --- | --- |
+{tasks}
 
 {notes}"""

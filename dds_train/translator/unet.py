@@ -1,17 +1,11 @@
 """The translator: latent and instruction in, edited latent out, in one pass."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-
-
-class Translator(Protocol):
-    def __call__(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
-        """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] in [0,1] -> [B,C,h,w]; at initialisation exactly z."""
-        ...
 
 
 class UNetTranslator(nn.Module):
@@ -48,7 +42,9 @@ class UNetTranslator(nn.Module):
             raise ValueError(f"translator: {len(channels)} widths need as many attention flags, got {len(attention)}")
         if any(width % groups for width in channels):
             raise ValueError(f"translator: {groups} groups do not divide the widths {list(channels)}")
+        self.latent_channels, self.text_dim = latent_channels, text_dim
         self.config: dict[str, Any] = {
+            "kind": "unet",
             "latent_channels": latent_channels,
             "text_dim": text_dim,
             "channels": list(channels),
@@ -57,7 +53,7 @@ class UNetTranslator(nn.Module):
             "heads": heads,
             "groups": groups,
         }
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(
             in_channels=latent_channels,
             out_channels=latent_channels,
             block_out_channels=tuple(channels),
@@ -76,4 +72,7 @@ class UNetTranslator(nn.Module):
         """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] -> [B,C,h,w]."""
         no_time = torch.zeros(len(z), dtype=torch.long, device=z.device)
         change = self.unet(z, no_time, encoder_hidden_states=text).sample
-        return z + strength.view(-1, 1, 1, 1) * change
+        return z + strength.view(-1, 1, 1, 1) * change.to(z.dtype)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.unet.enable_gradient_checkpointing()

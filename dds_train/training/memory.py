@@ -1,0 +1,107 @@
+"""How much memory a step needs, found without running it: tensors on the meta device have sizes and no contents."""
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+from unittest import mock
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dds_train.translator import make_translator
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside the block, while they live; `peak` is the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._known:  # a view
+            return
+        self._known.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, cdata: int, size: int) -> None:
+        self._known.discard(cdata)
+        self.now -= size
+
+
+class _Attention(torch.autograd.Function):
+    """The size of fused attention: inputs and output are kept for backward, the matrix of weights is not."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    return _Attention.apply(query, key, value)
+
+
+def step_bytes(
+    translator: Mapping[str, Any],
+    unet: Mapping[str, Any],
+    *,
+    size: tuple[int, int],
+    tokens: int,
+    images: int,
+    edits: int,
+    evaluations: int,
+    translator_dtype: torch.dtype,
+    teacher_dtype: torch.dtype,
+    checkpointing: bool,
+) -> int:
+    """The most bytes that a training step's own tensors take at any time, beside all weights: the translator's forward, then
+    the teacher's, then backward.
+
+    Args:
+        translator: its `config`.
+        unet: configuration of the teacher's UNet.
+        size: (h, w) of the latents.
+        tokens: L of the prompt embeddings.
+        images, edits: sources in a batch, and edits of each.
+        evaluations: rows of the teacher's batched call.
+    """
+    with torch.device("meta"):
+        teacher: Any = UNet2DConditionModel.from_config(unet).eval().requires_grad_(False)
+        teacher = torch.nn.Module.to(teacher, teacher_dtype)
+        network = make_translator(translator, lambda: teacher).to(translator_dtype)
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        shape = (network.latent_channels, *size)
+        z = torch.empty(images * edits, *shape, dtype=translator_dtype)
+        text = torch.empty(images * edits, tokens, network.text_dim, dtype=translator_dtype)
+        # On the meta device torch takes the path that materialises attention's matrix; a GPU does not. Patched, because a
+        # function mode would not reach what checkpointing computes again during backward.
+        with mock.patch.object(F, "scaled_dot_product_attention", _fused), PeakMemory() as memory:
+            changed = network(z, text, torch.ones(len(z), dtype=translator_dtype))
+            with torch.no_grad():
+                rows = torch.empty(evaluations, *shape, dtype=teacher_dtype)
+                prompts = torch.empty(evaluations, tokens, network.text_dim, dtype=teacher_dtype)
+                teacher(rows, torch.zeros(evaluations, dtype=torch.long), encoder_hidden_states=prompts)
+            changed.sum().backward()
+    return memory.peak

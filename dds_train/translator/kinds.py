@@ -1,0 +1,62 @@
+"""The kinds of translators there are, and how each is made."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from dds_train.translator.lora import LoRATranslator
+from dds_train.translator.teacher_init import TeacherInitTranslator
+from dds_train.translator.unet import UNetTranslator
+
+
+class Translator(Protocol):
+    """An `nn.Module` whose parameters are what is trained, saved and averaged."""
+
+    config: dict[str, Any]  # its kind, and what `make_translator` needs to build it again
+    latent_channels: int
+    text_dim: int
+
+    def __call__(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
+        """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] in [0,1] -> [B,C,h,w]; at initialisation exactly z."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None: ...
+
+
+Base = Callable[[], UNet2DConditionModel]  # delivers the teacher's UNet; called only by the kinds that need it
+
+
+def _unet(base: Base, **options: Any) -> nn.Module:
+    if "latent_channels" not in options:
+        config = base().config
+        options = {"latent_channels": config.in_channels, "text_dim": config.cross_attention_dim, **options}
+    return UNetTranslator(**options)
+
+
+def _lora(base: Base, **options: Any) -> nn.Module:
+    return LoRATranslator(base(), **options)
+
+
+def _teacher_init(base: Base, **options: Any) -> nn.Module:
+    return TeacherInitTranslator(**options) if options else TeacherInitTranslator.copy_of(base())
+
+
+KINDS: dict[str, Callable[..., nn.Module]] = {"unet": _unet, "lora": _lora, "teacher_init": _teacher_init}
+
+
+def make_translator(config: Mapping[str, Any], base: Base) -> Any:
+    """A new translator from the group `translator` of the configuration, or from a saved translator's `config`.
+
+    Raises:
+        ValueError: for an unknown kind, or options that it does not take.
+    """
+    options = dict(config)
+    kind = options.pop("kind", "unet")
+    if kind not in KINDS:
+        raise ValueError(f"translator.kind={kind}: there are {', '.join(KINDS)}")
+    try:
+        return KINDS[kind](base, **options)
+    except TypeError as error:
+        raise ValueError(f"translator: {error}") from error
