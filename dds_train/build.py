@@ -70,7 +70,7 @@ def build_translator(cfg: DictConfig, teacher: Teacher) -> Any:
 
 def build_tasks(cfg: DictConfig) -> dict[str, Task]:
     """`cfg` is that of fit: its `tasks`, or the one that source, target and instruction make."""
-    given: dict[str, Any] = OmegaConf.to_container(cfg.tasks or {}, resolve=True)  # type: ignore[assignment]
+    given: dict[str, Any] = OmegaConf.to_container(cfg.tasks, resolve=True) if cfg.tasks else {}  # type: ignore[assignment]
     tasks = {}
     for name, fields in (given or {"edit": {"instruction": cfg.instruction}}).items():
         source, target = fields.pop("source", None) or cfg.source, fields.pop("target", None) or cfg.target

@@ -13,7 +13,7 @@ from dds_train.translator import Task
 
 @dataclass(frozen=True)
 class TaskBank:
-    """K tasks, embedded. What is said of an image depends on its caption (N of them) if any task says {caption}; else N is 1."""
+    """K tasks, embedded. What is said of an image depends on its caption (N of them) if a task says {caption}; else N is 1."""
 
     names: tuple[str, ...]
     prompts: Condition  # [P,L,D] each: all that is said, each prompt once

@@ -1,0 +1,134 @@
+"""Runs that go wrong are noticed: each sentinel on edits made to set it off, then in a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from test_training import build, fit, trainer
+from torch import Tensor
+
+from dds_train.distillation.losses import LOSSES, inject
+from dds_train.errors import UserError
+from dds_train.training.sentinels import SENTINELS, BadSamples, Sentinels
+
+RANGES: dict[str, Any] = {"diversity": [0.5, 10], "copy": [0.02, 10], "contrast": [0.5, 1.6], "drift": [0, 1]}
+Z = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+NUDGED = Z + 0.2 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(1))
+
+
+def outside(z_target: Tensor) -> set[str]:
+    measured = {name: sentinel.measure(Z, z_target).item() for name, sentinel in SENTINELS.items()}
+    return {name for name, value in measured.items() if not RANGES[name][0] <= value <= RANGES[name][1]}
+
+
+def test_each_sentinel_fires_for_its_own_fault() -> None:
+    assert outside(NUDGED) == set()
+    assert outside(NUDGED[:1].expand_as(Z) + 0.01 * Z) == {"diversity"}
+    assert outside(Z + 1e-3) == {"copy"}
+    assert outside(2.5 * Z) == {"contrast"}
+    assert outside(0.3 * Z) == {"contrast", "diversity"}
+    assert outside(Z + 2) == {"drift"}
+
+
+def test_the_worst_task_counts() -> None:
+    sentinels = Sentinels("warn", 1, 0, RANGES)
+    task = torch.tensor([0, 1] * 8)
+    z_target = NUDGED.repeat_interleave(2, dim=0)
+    z_target[1::2] = z_target[1]  # the second task makes one picture of everything
+    sentinels.recent.append((Z, z_target, task))
+    value, worst = sentinels.measure(["good", "collapsed"])["diversity"]
+    assert worst == "collapsed"
+    assert value < 1e-3
+
+
+def collapsing(*arguments: Any) -> Any:
+    """A "loss" that pulls every output to one and the same latent."""
+    z_target = arguments[2]
+    return inject(z_target, (z_target - 2.0 * torch.ones_like(z_target)).detach())
+
+
+def lively(**changes: Any) -> dict[str, Any]:
+    return {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2), **changes}
+
+
+def test_a_collapsing_run_is_stopped_with_the_reason(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    module = build(tiny("epsilon"), **lively(loss=collapsing))
+    watch = Sentinels("stop", 5, 0.2, {"diversity": [0.7, 10]})
+    with pytest.raises(UserError, match=r"task (lion|dog): diversity is .*, outside \[0\.7, 10\]: .*collapse"):
+        fit(module, trainer(tmp_path, 300, more=[watch]))
+
+
+def test_a_warning_run_goes_on_and_says_it_once(
+    tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = build(tiny("epsilon"), optimizer=lambda p: torch.optim.AdamW(p, lr=0.0))
+    watch = Sentinels("warn", 2, 0.5, {"copy": [0.02, 10]})
+    running = trainer(tmp_path, 8, more=[watch])
+    fit(module, running)
+    assert running.global_step == 8
+    printed = capsys.readouterr().out
+    assert printed.count("copy is") == 1
+    assert "step 4," in printed  # half way, and not before
+
+
+def test_a_step_that_is_not_finite_changes_nothing(
+    tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights after steps 1, 2, 3 of which the second explodes, against the same without the second."""
+
+    def spoilt(steps: set[int], missing: set[int]) -> Callable[..., Any]:
+        done = iter(range(100))
+
+        def loss(*arguments: Any) -> Any:
+            step, distilled = next(done), LOSSES["dds"](*arguments)
+            z_target = arguments[2]
+            return inject(z_target, distilled.grad * (float("nan") if step in steps else 0.0 if step in missing else 1.0))
+
+        return loss
+
+    def train(folder: str, **faults: set[int]) -> dict[str, Tensor]:
+        from dds_train.training.schedules import Ramp
+
+        sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "identity": Ramp(0.0, 0.0)}
+        module = build(tiny("epsilon"), loss=spoilt(faults["steps"], faults["missing"]), **sgd)
+        return fit(module, trainer(tmp_path / folder, 3, limit_val_batches=0))
+
+    with_nan = train("nan", steps={1}, missing=set())
+    without = train("without", steps=set(), missing={1})
+    for name, tensor in with_nan.items():
+        torch.testing.assert_close(tensor, without[name])
+    assert (tmp_path / "nan" / "skipped.txt").read_text().startswith("step 1: gradient not finite")
+    assert not (tmp_path / "without" / "skipped.txt").exists()
+    module = build(tiny("epsilon"), loss=spoilt(set(range(100)), set()))
+    with pytest.raises(UserError, match="3 steps in a row"):
+        fit(module, trainer(tmp_path / "all", 50, limit_val_batches=0))
+
+
+def test_bad_samples_are_written_down_and_too_many_stop_the_run(tmp_path: Path) -> None:
+    class Data:
+        size = 10
+        held_out: Any = {"bad": ["0.png: broken"]}  # noqa: RUF012
+
+    class Run:
+        datamodule, is_global_zero, global_rank = Data(), True, 0
+
+    callback = BadSamples(tmp_path / "run" / "bad.txt", limit=0.25)
+    module: Any = pl.LightningModule()
+    callback.on_train_start(Run(), module)  # type: ignore[arg-type]
+    callback.on_train_batch_end(Run(), module, None, {"bad": ["3.png: broken", "0.png: broken"]}, 0)  # type: ignore[arg-type]
+    assert (tmp_path / "run" / "bad.txt").read_text() == "0.png: broken\n3.png: broken\n"
+    with pytest.raises(UserError, match=r"3 of 10 samples .* bad_samples=0\.25"):
+        callback.on_train_batch_end(Run(), module, None, {"bad": ["7.png: broken"]}, 1)  # type: ignore[arg-type]
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="take warn or stop"):
+        Sentinels("shout", 1, 0, RANGES)
+    with pytest.raises(ValueError, match="no sentinel 'colour'"):
+        Sentinels("warn", 1, 0, {"colour": [0, 1]})
+    with pytest.raises(ValueError, match=r"give \[LOW,HIGH\]"):
+        Sentinels("warn", 1, 0, {"drift": [2, 1]})
+    assert "drift" not in Sentinels("warn", 1, 0, {"drift": None}).ranges

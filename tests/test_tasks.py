@@ -1,0 +1,167 @@
+"""Several edits in one network: words, turns, and what is shared."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training import build, fit, trainer
+from torch import Tensor
+
+from dds_train.critters.dataset import to_tensor
+from dds_train.critters.world import critter
+from dds_train.errors import UserError
+from dds_train.frozen import Pretrained, PromptTable
+from dds_train.metrics.critters import score_edit
+from dds_train.training.tasks import TaskBank
+from dds_train.training.validation import CritterValidation, right
+from dds_train.translator import Task, TranslatorCard, all_prompts
+
+THREE = {name: Task("a cat", f"a {name}", f"to a {name}") for name in ("lion", "dog", "bear")}
+
+
+@pytest.fixture
+def text(tiny: Callable[[str], Path]) -> Any:
+    return Pretrained(str(tiny("epsilon"))).text_encoder()
+
+
+def bank(text: Any, tasks: dict[str, Task], captions: tuple[str, ...] = ()) -> TaskBank:
+    return TaskBank.embed(tasks, PromptTable.of(text, all_prompts(tasks.values(), captions)), captions)
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_tasks_come_equally_often_and_an_image_gets_different_ones(text: Any, each: int) -> None:
+    tasks = bank(text, THREE)
+    picked = tasks.pick(range(300), each).view(-1, each)
+    assert Counter(picked.flatten().tolist()) == {0: 100 * each, 1: 100 * each, 2: 100 * each}
+    assert all(len(set(row)) == each for row in picked.tolist())
+    # A batch's tasks depend on the positions in it alone.
+    assert torch.equal(tasks.pick([7, 8], each), picked[7:9].flatten())
+
+
+def test_the_right_words_reach_teacher_and_translator(text: Any) -> None:
+    tasks = bank(text, {**THREE, "bear": Task("a dog", "a bear", "bear!")})
+    source, target = tasks.conditions(torch.tensor([2, 0]), None)
+    for got, wanted in (
+        (source.text, ["a dog", "a cat"]),
+        (target.text, ["a bear", "a lion"]),
+        (source.null, ["", ""]),
+        (tasks.instruction[[2, 0]], ["bear!", "to a lion"]),
+    ):
+        assert torch.equal(got, torch.cat([text.embed(prompt) for prompt in wanted]))
+    assert not tasks.one_source
+    assert bank(text, THREE).one_source
+
+
+def test_captions_of_the_images(text: Any) -> None:
+    swap = Task("{caption}", "{caption}, smiling", "to lions", swap={"cat": "lion"})
+    assert swap.filled("a cat like any cat, not a catfish") == (
+        "a cat like any cat, not a catfish",
+        "a lion like any lion, not a catfish, smiling",
+    )
+    captions = ("a gray cat", "a cat", "a gray cat")
+    tasks = bank(text, {"swap": swap, "plain": Task("a cat", "a dog", "x")}, captions)
+    source, target = tasks.conditions(torch.tensor([0, 0, 1]), torch.tensor([2, 1, 0]))
+    assert torch.equal(source.text, torch.cat([text.embed(p) for p in ("a gray cat", "a cat", "a cat")]))
+    wanted = ("a gray lion, smiling", "a lion, smiling", "a dog")
+    assert torch.equal(target.text, torch.cat([text.embed(p) for p in wanted]))
+    assert all_prompts([swap], captions).count("a gray cat") == 1
+    with pytest.raises(ValueError, match="instruction"):
+        Task("{caption}", "x", "{caption}")
+
+
+@pytest.mark.parametrize("one_source", [True, False])
+def test_several_tasks_of_an_image_are_as_if_each_were_alone(tiny: Callable[[str], Path], one_source: bool) -> None:
+    tasks = THREE if one_source else {**THREE, "bear": Task("a dog", "a bear", "bear!")}
+    module = build(tiny("epsilon"), tasks, tasks_per_image=3)
+    module._trainer = trainer(tiny("epsilon").parent / "none", 10)
+    z = torch.randn(2, 4, 8, 8)
+    z_target = torch.randn(6, 4, 8, 8)
+    batch = {"z": z, "position": [4, 9]}
+    task = module.tasks.pick([4, 9], 3)
+    together = module.distill(z, z_target, task, batch, 2.0).grad
+    for row in range(6):
+        image = row // 3
+        alone = {"z": z[image : image + 1], "position": [batch["position"][image]]}
+        grad = module.distill(alone["z"], z_target[row : row + 1], task[row : row + 1], alone, 2.0).grad  # type: ignore[arg-type]
+        torch.testing.assert_close(grad[0], together[row], atol=1e-5, rtol=1e-4)
+
+
+def test_training_with_several_tasks_per_image(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    module = build(tiny("epsilon"), THREE, tasks_per_image=2)
+    fit(module, trainer(tmp_path, 4))
+    z, text = torch.randn(1, 4, 8, 8), module.tasks.instruction
+    with torch.no_grad():
+        outputs = [module.translator(z, text[k : k + 1], torch.ones(1)) for k in range(3)]
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_cards_of_the_first_format_still_load() -> None:
+    old = {
+        "source": "a", "target": "b", "instruction": "c", "teacher": "bundled", "format": 1,
+        "translator": {"latent_channels": 4, "text_dim": 8},
+    }  # fmt: skip
+    card = TranslatorCard.from_dict(old)
+    assert card.tasks == {"edit": Task("a", "b", "c")}
+    assert card.translator == {"kind": "unet", "latent_channels": 4, "text_dim": 8}
+    assert TranslatorCard.from_dict(card.to_dict()) == card
+    with pytest.raises(ValueError, match="format 99"):
+        TranslatorCard.from_dict({**card.to_dict(), "format": 99})
+
+
+def test_choosing_a_task() -> None:
+    card = TranslatorCard(THREE, "bundled", {})
+    assert card.choose("dog") == THREE["dog"]
+    for name in (None, "cow"):
+        with pytest.raises(UserError, match="lion, dog, bear"):
+            card.choose(name)
+    assert replace(card, tasks={"dog": THREE["dog"]}).choose(None) == THREE["dog"]
+
+
+# ---------------------------------------------------------------- exact scores
+
+
+def test_scores_of_an_edit_of_accessories() -> None:
+    sources = [critter(seed, species="cat", glasses=False, hat=seed % 2 == 0) for seed in range(6)]
+    truth = torch.stack([to_tensor(s.replaced(glasses=True)) for s in sources])
+    perfect = score_edit(truth, sources, {"glasses": True})
+    assert perfect.gap_closed == 1
+    assert (perfect.species, perfect.fur, perfect.backdrop, perfect.accessories) == (1, 1, 1, 1)
+    nothing = score_edit(torch.stack([to_tensor(s) for s in sources]), sources, {"glasses": True})
+    assert (pytest.approx(nothing.gap_closed), nothing.accessories, nothing.species) == (0, 0, 1)
+    assert right(nothing, {"glasses": True}) == 0
+    hats_off = score_edit(
+        torch.stack([to_tensor(s.replaced(glasses=True, hat=False)) for s in sources]), sources, {"glasses": True}
+    )
+    assert hats_off.accessories == 0.5
+
+
+def test_validation_scores_the_averaged_weights(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """A translator that does nothing closes nothing; logged for the checkpoints to watch."""
+    tasks = {"lion": replace(THREE["lion"], truth={"species": "lion"}), "dog": THREE["dog"]}
+    codec = Pretrained(str(tiny("epsilon"))).codec()
+    codec.encode = lambda image: image[..., ::8, ::8].repeat(1, 2, 1, 1)[:, :4]  # type: ignore[method-assign]
+    edited: list[Tensor] = []
+
+    def decode(z: Tensor) -> Tensor:
+        edited.append(z)
+        return torch.stack([to_tensor(one) for one in validation.critters])
+
+    codec.decode = decode  # type: ignore[method-assign,assignment]
+    validation = CritterValidation(tasks, codec, 3, {"species": "cat"})
+    running = trainer(tmp_path, 4, more=[validation])
+    module = build(tiny("epsilon"), tasks)
+    fit(module, running)
+    metrics = running.callback_metrics
+    assert metrics["val/gap_closed"] == 0
+    assert metrics["val/right"] == 0
+    assert metrics["val/grad_rms"] > 0
+    assert len(edited) == 2  # one task has a truth, validated twice
+    assert not torch.equal(edited[0], edited[1])
+    # The last validation came after the last step, so what it saw is the average, with which training ends.
+    z = codec.encode(torch.stack([to_tensor(one) for one in validation.critters]))
+    with torch.no_grad():
+        assert torch.equal(edited[1], module.translate(z, torch.zeros(3, dtype=torch.long)))
