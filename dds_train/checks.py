@@ -123,7 +123,8 @@ def check_paths(values: Mapping[str, Any]) -> None:
     resume = values.get("resume")
     if resume is not None and resume not in ("auto", "never") and not Path(str(resume)).is_file():
         raise UserError(f"resume={resume}: no such checkpoint; take auto, never, or a .ckpt file of fit")
-    output_dir = str(values.get("output_dir", ""))
-    blocked = next((p for p in [Path(output_dir), *Path(output_dir).parents] if p.exists() and not p.is_dir()), None)
-    if blocked:
-        raise UserError(f"output_dir={output_dir}: {blocked} is a file; give another folder")
+    for key in ("output_dir", "output"):
+        folder = Path(str(values.get(key, "")))
+        blocked = next((p for p in [folder, *folder.parents] if p.exists() and not p.is_dir()), None)
+        if blocked:
+            raise UserError(f"{key}={folder}: {blocked} is a file; give another folder")

@@ -47,6 +47,18 @@ def cat(tmp_path: Path) -> str:
         ("fit", ["experiment=cat2lion"], "+experiment=cat2lion"),
         ("fit", ["+experiment=cat2loin"], "did you mean 'cat2lion'"),
         ("fit", [*GIVEN, "trainer"], "is no key=value"),
+        ("fit", ["source=a cat", "+tasks.lion.target=a lion", "+tasks.dog.truth.species=dog"], "needs target=..."),
+        ("fit", [*GIVEN, "+tasks.lion.taget=a lion"], "tasks.lion.taget: a task has source, target"),
+        ("fit", [*GIVEN, "+tasks.lion=a lion"], "tasks.lion.target=..."),
+        ("fit", [*GIVEN, "tasks_per_image=2"], "there are 1 tasks"),
+        ("fit", [*GIVEN, "data=shards"], "needs data.path=..."),
+        ("fit", [*GIVEN, "data=shards", "data.path=pipe:ls"], "only files on this disk"),
+        ("fit", [*GIVEN, "data=shards", "data.path=/nowhere"], "no shards"),
+        ("fit", [*GIVEN, "translator=lora", "translator.rank=0"], "at least 1"),
+        ("fit", [*GIVEN, "augment.zoom=2"], "between 0.1 and 1"),
+        ("synthesize", ["prompts=a cat"], "needs output=..."),
+        ("synthesize", ["prompts=a cat", f"output={__file__}"], "is a file"),
+        ("synthesize", ["prompts=a cat", "output=x", "count=0"], "count=0: must be at least 1"),
         ("optimize", [*GIVEN, "image=/nowhere"], "image=/nowhere: no such file"),
         ("predict", ["ckpt=/nowhere"], "needs image=..."),
     ],
@@ -56,6 +68,15 @@ def test_mistakes_are_explained(command: str, overrides: list[str], says: str) -
         check(command, overrides)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_tasks_say_what_the_command_line_need_not() -> None:
+    check("fit", ["source=a cat", "+tasks.lion.target=a lion", "+tasks.dog.target=a dog", "tasks_per_image=2"])
+    for command, overrides in (
+        ("fit", ["+tasks.lion.source=a cat", "+tasks.lion.target=a lion, asleep"]),
+        ("synthesize", ["prompts=a {fur} cat, asleep", "+words.fur=[gray]", "output=new"]),
+    ):
+        check(command, [quoted(override) for override in overrides])
 
 
 def test_mistakes_with_a_picture(cat: str) -> None:

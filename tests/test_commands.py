@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,11 @@ def test_training_goes_on_where_it_stopped(tiny: Callable[[str], Path], tmp_path
     weights = (tmp_path / "run" / "translator" / "translator.safetensors").read_bytes()
     fit(teacher, tmp_path, "trainer.max_steps=4")  # nothing left to do, and nothing spoilt
     assert (tmp_path / "run" / "translator" / "translator.safetensors").read_bytes() == weights
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])  # a disk that was full
+    printed = fit(teacher, tmp_path, "trainer.max_steps=6")
+    assert "last.ckpt is damaged" in printed
+    assert "going on from run/checkpoints/step-0000004.ckpt" in printed
     printed = run(
         "fit", "source=a dog", "target=a pig", f"teacher.path={teacher}", "output_dir=run", "translator.channels=[16,32]",
         "translator.groups=8", "trainer.accelerator=cpu", cwd=tmp_path, code=2,
@@ -195,6 +201,18 @@ def test_translators_made_of_the_teacher(tiny: Callable[[str], Path], tmp_path: 
     run("predict", "ckpt=run/translator", f"image={odd_pictures}", "output_dir=edited", cwd=tmp_path)
     held = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(("adapters" in name) or ("head" in name) for name in held) == (kind == "lora")
+
+
+def test_a_data_source_of_ones_own(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """The example of CONTRIBUTING.md, as it stands there."""
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    blocks = dict(re.findall(r"```(python|yaml)\n(.*?)```", text, re.DOTALL))
+    (tmp_path / "stripes.py").write_text(blocks["python"])
+    (tmp_path / "my_conf" / "data").mkdir(parents=True)
+    (tmp_path / "my_conf" / "data" / "stripes.yaml").write_text(blocks["yaml"])
+    assert len((blocks["python"] + blocks["yaml"]).splitlines()) < 40
+    fit(tiny("epsilon"), tmp_path, "--config-dir", "my_conf", "data=stripes", "data.size=32")
+    assert (tmp_path / "run" / "translator" / "config.json").exists()
 
 
 def test_loggers(tiny: Callable[[str], Path], tmp_path: Path) -> None:

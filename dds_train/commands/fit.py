@@ -202,11 +202,23 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule, pre
 
 
 def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
-    """What to go on from: `auto` takes the run directory's last.ckpt if there is one."""
+    """What to go on from: `auto` takes the run directory's last.ckpt if there is one, or the newest that can be read."""
     if resume == "never":
         return None
-    path = output_dir / "checkpoints" / "last.ckpt" if resume == "auto" else Path(resume)
-    return path if path.exists() else None
+    if resume != "auto":
+        return Path(resume)
+    folder = output_dir / "checkpoints"
+    paths = [p for p in (folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)) if p.exists()]
+    for path in paths:
+        try:
+            read_card(path)
+        except UserError:
+            print(f"note: {path} is damaged", flush=True)
+        else:
+            return path
+    if paths:
+        raise UserError(f"{folder}: no checkpoint there can be read; resume=never starts over")
+    return None
 
 
 def check_same_task(path: Path, card: TranslatorCard) -> None:
