@@ -49,9 +49,10 @@ def build_pretrained(cfg: DictConfig, device: str) -> Pretrained:
 
 
 def build_loss(cfg: DictConfig) -> Loss:
-    """`cfg` is the group loss: a name in LOSSES and its options."""
+    """`cfg` is the group loss: a name in LOSSES and its options; `negative` is a prompt, which goes into the conditions."""
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     name = options.pop("name")
+    options.pop("negative", None)
     if name not in LOSSES:
         raise UserError(f"loss.name={name}: there are {', '.join(LOSSES)}")
     if options.get("weight", "one") not in WEIGHTS:

@@ -30,7 +30,7 @@ COMMANDS = {
 # Values of these keys are free text or paths. Hydra would read commas, brackets and equals signs in them as its own grammar.
 TEXT_KEYS = {
     "source", "target", "instruction", "prompt", "prompts", "image", "ckpt", "output_dir", "output", "resume",
-    "teacher.path", "data.path", "data.prompts", "clip.model",
+    "teacher.path", "data.path", "data.prompts", "clip.model", "loss.negative",
 }  # fmt: skip
 TASK_TEXT = re.compile(r"tasks\.[^.]+\.(source|target|instruction)")
 # Beside the package in a checkout, inside it in a wheel.

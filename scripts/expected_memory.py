@@ -7,15 +7,21 @@ teacher in float16 and the translator's activations in bfloat16. What CUDA, its 
 take comes on top: measured on a GPU it will be more.
 """
 
+from typing import Any
+
 import torch
 from diffusers import UNet2DConditionModel
 
 from dds_train.training.memory import step_bytes
 from dds_train.translator import make_translator
 
-SD15 = {"sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
+SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
 BASE = {"channels": [128, 256, 512], "attention": [False, True, True], "depth": 2, "heads": 8, "groups": 32}
-KINDS = {"lora": {"kind": "lora"}, "base": {"kind": "unet", **BASE}, "teacher_init": {"kind": "teacher_init"}}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora"},
+    "base": {"kind": "unet", **BASE},
+    "teacher_init": {"kind": "teacher_init"},
+}
 GIB = 2**30
 
 

@@ -20,8 +20,8 @@ def prompt(mean: float, spread: float, batch: int = 1) -> Tensor:
 
 
 def condition(mean: float, batch: int = 1) -> Condition:
-    """Guidance pushes away from a wider Gaussian around -0.7."""
-    return Condition(text=prompt(mean, SPREAD, batch), null=prompt(-0.7, NULL_SPREAD, batch))
+    """Guidance pushes away from a wider Gaussian around -0.7, negative prompts from one around 2.5."""
+    return Condition(prompt(mean, SPREAD, batch), prompt(-0.7, NULL_SPREAD, batch), prompt(2.5, 0.9, batch))
 
 
 SPREAD, NULL_SPREAD = 0.5, 1.3

@@ -228,6 +228,17 @@ def test_the_users_own_pictures(tiny: Callable[[str], Path], tmp_path: Path, odd
     assert (tmp_path / "run" / "translator" / "config.json").exists()
 
 
+def test_the_collapse_is_noticed(tmp_path: Path) -> None:
+    """Without a warm-up, at a high guidance scale, the translator makes one lion of all cats, as the paper's authors report."""
+    no_warm_up = ("guidance.fraction=0", "guidance.end=7.5", "trainer.max_steps=2000", "data.count=128", "data.steps=8")
+    watch = ("sentinels.action=stop", "sentinels.after=0.05", "sentinels.ranges.diversity=[0.6,10]")
+    printed = run("fit", "+experiment=cat2lion", *no_warm_up, *watch, "output_dir=run", cwd=tmp_path, code=2)
+    assert "stopped by a sentinel" in printed
+    assert "diversity is 0.5" in printed
+    assert "collapse" in printed
+    assert "Traceback" not in printed
+
+
 def test_errors_behind_the_first_checks(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "page.jpg").write_text("<html></html>")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

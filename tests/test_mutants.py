@@ -13,17 +13,14 @@ ROOT = Path(__file__).parents[1]
 LOSSES, GUIDANCE, NOISE = "losses.py", "guidance.py", "noise.py"
 
 MUTANTS = {
-    "null and text swapped": (
-        GUIDANCE,
-        "[null + guidance * (text - null) for text, null in zip(texts, nulls, strict=True)]",
-        "[null + guidance * (text - null) for null, text in zip(texts, nulls, strict=True)]",
-    ),
-    "source and target swapped": (
-        LOSSES,
-        "* (eps_target - _for_edits(eps_source, z_target))",
-        "* (_for_edits(eps_source, z_target) - eps_target)",
-    ),
+    "null and text swapped": (LOSSES, '"edit_target": target.text,', '"edit_target": target.null,'),
+    "source and target swapped": (LOSSES, '"input_source": -guidance,', '"input_source": guidance,'),
     "text + s (text - null)": (GUIDANCE, "null + guidance * (text - null)", "text + guidance * (text - null)"),
+    "guidance one off": (
+        LOSSES,
+        '{"edit_target": guidance, "input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}',
+        '{"edit_target": guidance + 1, "input_source": -guidance - 1, "edit_null": -guidance, "input_null": guidance}',
+    ),
     "different noise per branch": (
         LOSSES,
         "zs_t = teacher.schedule.add_noise(z_source, eps, t)",
@@ -36,24 +33,21 @@ MUTANTS = {
     ),
     "mean instead of sum": (LOSSES, ".sum(dim=(1, 2, 3)).mean()", ".mean(dim=(1, 2, 3)).mean()"),
     "edits in the wrong order": (LOSSES, "x.repeat_interleave(edits, dim=0)", "torch.cat([x] * edits)"),
-    "t of the wrong branch": (GUIDANCE, "[(b.z_t, b.t, b.condition.null) for", "[(b.z_t, b.t.flip(0), b.condition.null) for"),
+    "answers in the wrong order": (LOSSES, "zip(asked, answers.split(", "zip(reversed(asked), answers.split("),
     "v taken for eps": (NOISE, "return alpha * prediction + sigma * z_t", "return prediction"),
-    "one branch's null for both": (
-        GUIDANCE,
-        "[(b.z_t, b.t, b.condition.null) for b in branches]",
-        "[(branches[0].z_t, b.t, b.condition.null) for b in branches]",
-    ),
+    "one branch's null for both": (LOSSES, '"input_null": source.null,', '"input_null": source.text,'),
     "no guidance in the source branch": (
         LOSSES,
-        "_for_edits(eps_source, z_target))",
-        "_for_edits(guided_eps(teacher, [Branch(zs_t, t, source)], 1)[0], z_target))",
+        '"input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}',
+        '"input_source": -1.0, "edit_null": 1 - guidance}',
     ),
+    "the strided beta of PDS": (LOSSES, "a_t = ab_t / ab_before", "a_t = ab_t / ab_s"),
 }
 
 
 def run_tests(package: Path) -> int:
     environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    tests = [str(ROOT / "tests" / name) for name in ("test_losses.py", "test_noise.py")]
+    tests = [str(ROOT / "tests" / name) for name in ("test_losses.py", "test_family.py", "test_noise.py")]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=package)
     assert "error" not in result.stdout.splitlines()[-1], result.stdout  # a mutant that does not even load proves nothing

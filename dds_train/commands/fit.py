@@ -43,7 +43,9 @@ def run(cfg: DictConfig) -> None:
     source = build.build_source(cfg.data, tasks.values(), pretrained)
     source.prepare()
     captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
-    prompts = embed_prompts(source, all_prompts(tasks.values(), captions), pretrained)
+    negative = cfg.loss.get("negative")
+    needed = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
+    prompts = embed_prompts(source, needed, pretrained)
     data = SourceData(source.dataset(), cfg.batch_size, cfg.held_out, cfg.workers, cfg.seed, augmentation(cfg))
     teacher = pretrained.teacher()
     check_latents(data, teacher.latent_shape)
@@ -58,7 +60,7 @@ def run(cfg: DictConfig) -> None:
         translator=translator,
         teacher=teacher,
         codec=pretrained.codec() if needs_codec else None,
-        tasks=TaskBank.embed(tasks, prompts, captions),
+        tasks=TaskBank.embed(tasks, prompts, captions, negative),
         tasks_per_image=cfg.tasks_per_image,
         loss=build.build_loss(cfg.loss),
         guidance=build.build_ramp("guidance", cfg.guidance),

@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> None:
     loss = build.build_loss(cfg.loss)
     optimizer, scheduler = build.build_partial(cfg.optimizer), build.build_partial(cfg.scheduler)
     teacher, codec, text = pretrained.teacher(), pretrained.codec(), pretrained.text_encoder()
-    source, target = text.condition(cfg.source), text.condition(cfg.target)
+    source, target = text.condition(cfg.source), text.condition(cfg.target, cfg.loss.get("negative"))
     t_range = build.build_t_range(cfg.t_range, len(teacher.schedule))
 
     output_dir = Path(cfg.output_dir)

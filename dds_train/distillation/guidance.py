@@ -1,5 +1,6 @@
-"""Classifier-free guidance (arXiv 2207.12598), several branches in one call of the teacher."""
+"""What a teacher is told, and classifier-free guidance (arXiv 2207.12598)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ class Condition:
 
     text: Tensor  # [B,L,D]
     null: Tensor  # [B,L,D]
+    negative: Tensor | None = None  # [B,L,D], what images should not be like, for the losses that ask for it
 
     def __post_init__(self) -> None:
         if self.text.shape != self.null.shape:
@@ -21,37 +23,27 @@ class Condition:
 
     def expand(self, batch: int) -> "Condition":
         """One prompt [1,L,D] for `batch` images, without a copy."""
-        return Condition(self.text.expand(batch, -1, -1), self.null.expand(batch, -1, -1))
+        return self._each(lambda prompts: prompts.expand(batch, -1, -1))
 
     def at(self, rows: Tensor) -> "Condition":
         """The prompts number `rows` [N], which may come more than once."""
-        return Condition(self.text[rows], self.null[rows])
+        return self._each(lambda prompts: prompts[rows])
 
     def to(self, device: torch.device | str) -> "Condition":
-        return Condition(self.text.to(device), self.null.to(device))
+        return self._each(lambda prompts: prompts.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        negative = None if self.negative is None else change(self.negative)
+        return Condition(change(self.text), change(self.null), negative)
 
 
-@dataclass(frozen=True)
-class Branch:
-    z_t: Tensor  # [B,C,h,w] noised latents
-    t: Tensor  # [B] their steps
-    condition: Condition
+def guided_eps(teacher: ScoreModel, z_t: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
+    """``e_w(z_t, y) = e(z_t, null) + w (e(z_t, y) - e(z_t, null))``, [B,C,h,w], from one batched evaluation.
 
-
-def guided_eps(teacher: ScoreModel, branches: list[Branch], guidance: float) -> list[Tensor]:
-    """``e_w(z_t, y) = e(z_t, null) + w (e(z_t, y) - e(z_t, null))`` of each branch, from one batched evaluation.
-
-    `guidance` is w; at 1 the empty prompt cancels and is not evaluated. Branches may differ in their number of images.
-
-    Returns:
-        One [B,C,h,w] for each branch.
+    `guidance` is w; at 1 the empty prompt cancels and is not evaluated.
     """
-    parts = [(b.z_t, b.t, b.condition.text) for b in branches]
-    if guidance != 1:
-        parts += [(b.z_t, b.t, b.condition.null) for b in branches]
-    z_t, t, prompts = (torch.cat(column) for column in zip(*parts, strict=True))
-    predicted = teacher.predict_eps(z_t, t, prompts).split([len(part[0]) for part in parts])
-    texts, nulls = predicted[: len(branches)], predicted[len(branches) :]
     if guidance == 1:
-        return list(texts)
-    return [null + guidance * (text - null) for text, null in zip(texts, nulls, strict=True)]
+        return teacher.predict_eps(z_t, t, condition.text)
+    both = teacher.predict_eps(torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([condition.text, condition.null]))
+    text, null = both.chunk(2)
+    return null + guidance * (text - null)

@@ -35,10 +35,11 @@ class PromptTable:
         """N prompts of the table, to [N,L,D]."""
         return torch.cat([self.rows[prompt] for prompt in prompts])
 
-    def condition(self, prompts: Iterable[str]) -> Condition:
-        """N prompts of the table as a `Condition`, each beside the empty prompt."""
+    def condition(self, prompts: Iterable[str], negative: str | None = None) -> Condition:
+        """N prompts of the table as a `Condition`, each beside the empty prompt and, if given, the negative one."""
         text = self.embed(prompts)
-        return Condition(text=text, null=self.rows[""].expand_as(text))
+        unwanted = None if negative is None else self.rows[negative].expand_as(text)
+        return Condition(text=text, null=self.rows[""].expand_as(text), negative=unwanted)
 
     def save(self, path: Path) -> None:
         # The order of the prompts is the order of the rows; the prompts themselves go into the file's metadata.

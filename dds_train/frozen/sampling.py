@@ -6,7 +6,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from dds_train.distillation.guidance import Branch, Condition, guided_eps
+from dds_train.distillation.guidance import Condition, guided_eps
 from dds_train.distillation.rng import generator
 from dds_train.frozen.teacher import Teacher
 
@@ -43,6 +43,6 @@ def sample_latents(
     for t in scheduler.timesteps:
         z_t = scheduler.scale_model_input(z, t)
         step = t.to(teacher.device).long().expand(len(z))
-        (eps,) = guided_eps(teacher, [Branch(z_t, step, condition)], guidance)
+        eps = guided_eps(teacher, z_t, step, condition, guidance)
         z = scheduler.step(eps, t, z).prev_sample
     return z

@@ -38,7 +38,8 @@ class TextEncoder(Frozen):
         mask = tokens.attention_mask.to(self.device) if getattr(self.network.config, "use_attention_mask", False) else None
         return self.network(tokens.input_ids.to(self.device), attention_mask=mask).last_hidden_state.float()
 
-    def condition(self, prompts: str | Sequence[str]) -> Condition:
-        """N prompts as a `Condition`, each beside the empty prompt."""
+    def condition(self, prompts: str | Sequence[str], negative: str | None = None) -> Condition:
+        """N prompts as a `Condition`, each beside the empty prompt and, if given, the negative one."""
         text = self.embed(prompts)
-        return Condition(text=text, null=self.embed("").expand_as(text))
+        unwanted = None if negative is None else self.embed(negative).expand_as(text)
+        return Condition(text=text, null=self.embed("").expand_as(text), negative=unwanted)

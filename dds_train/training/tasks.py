@@ -23,7 +23,9 @@ class TaskBank:
     one_source: bool  # whether all tasks describe an image alike
 
     @classmethod
-    def embed(cls, tasks: Mapping[str, Task], table: PromptTable, captions: Sequence[str] = ()) -> "TaskBank":
+    def embed(
+        cls, tasks: Mapping[str, Task], table: PromptTable, captions: Sequence[str] = (), negative: str | None = None
+    ) -> "TaskBank":
         """`captions` of all images, in order, if any task says {caption}; `table` holds all prompts (`task.all_prompts`)."""
         filled = [[task.filled(caption) for caption in (captions or [""])] for task in tasks.values()]
         prompts = list(dict.fromkeys(prompt for task in filled for pair in task for prompt in pair))
@@ -31,7 +33,7 @@ class TaskBank:
         source, target = (torch.tensor([[row[pair[side]] for pair in task] for task in filled]) for side in (0, 1))
         return cls(
             names=tuple(tasks),
-            prompts=table.condition(prompts),
+            prompts=table.condition(prompts, negative),
             source=source,
             target=target,
             instruction=table.embed(task.instruction for task in tasks.values()),

@@ -1,0 +1,134 @@
+"""The family of linear losses, each against its formula as the paper writes it, prediction by prediction."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from gaussian import GaussianTeacher, condition, schedule
+from torch import Tensor
+
+from dds_train.distillation import LOSSES, Condition
+from dds_train.distillation.losses import LINEAR, TERMS, Sum, linear_loss, pds
+
+B, W = 3, 4.0
+T = torch.tensor([60, 500, 930])
+TEACHER = GaussianTeacher(schedule())
+SOURCE, TARGET = condition(0.2, B), condition(1.5, B)
+
+
+def latents(seed: int) -> Tensor:
+    return torch.randn(B, 4, 5, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+ZS, Z, EPS = latents(0), latents(1), latents(2)
+
+
+def e(z: Tensor, text: Tensor | None) -> Tensor:
+    assert text is not None
+    return TEACHER.predict_eps(TEACHER.schedule.add_noise(z, EPS, T), T, text)
+
+
+def posterior_noise(z: Tensor, w: float, cond: Condition) -> Tensor:
+    """PDS by the book: the noise that takes the posterior's mean to the noised latent of the step before."""
+    ab = TEACHER.schedule.alpha**2
+    ab_t, ab_s = (ab[step].view(-1, 1, 1, 1) for step in (T, T - 2))
+    alpha_t = (ab[T] / ab[T - 1]).view(-1, 1, 1, 1)  # of one step, as in the authors' code
+    beta = 1 - alpha_t
+    z_t, z_s = ab_t.sqrt() * z + (1 - ab_t).sqrt() * EPS, ab_s.sqrt() * z + (1 - ab_s).sqrt() * latents(3)
+    guided = e(z, cond.null) + w * (e(z, cond.text) - e(z, cond.null))
+    clean = (z_t - (1 - ab_t).sqrt() * guided) / ab_t.sqrt()
+    mean = ab_s.sqrt() * beta / (1 - ab_t) * clean + alpha_t.sqrt() * (1 - ab_s) / (1 - ab_t) * z_t
+    return (z_s - mean) / (beta * (1 - ab_s) / (1 - ab_t)).sqrt()
+
+
+def written_out(name: str) -> Tensor:
+    target, source, null = e(Z, TARGET.text), e(Z, SOURCE.text), e(Z, TARGET.null)
+    late = (T >= 200).view(-1, 1, 1, 1)
+    alpha, sigma = TEACHER.schedule.at(T)
+    shift = (alpha * Z + sigma * EPS) - (alpha * ZS + sigma * EPS)
+    lusd = 0.98 * (target - source) + 0.02 * (Z - ZS)
+    return {
+        "sds": null + W * (target - null) - EPS,
+        "dds": null + W * (target - null) - e(ZS, SOURCE.null) - W * (e(ZS, SOURCE.text) - e(ZS, SOURCE.null)),
+        "pds": posterior_noise(Z, W, TARGET) - posterior_noise(ZS, W, SOURCE),
+        "nfsd": W * (target - null) + torch.where(late, null - e(Z, TARGET.negative), null),
+        "csd": target - null,
+        "bridge": W * (target - source),
+        "ssd": 0.5 * 2 * (source - e(ZS, SOURCE.null)) + 0.5 * W * (target - source) + 5.5 * (target - null)
+        + 0.075 * torch.exp(T / 1000).view(-1, 1, 1, 1) * shift,
+        "lusd": W * lusd / lusd.flatten(1).std(1).view(-1, 1, 1, 1),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(LINEAR))
+def test_gradient_is_the_papers_formula(name: str) -> None:
+    got = LOSSES[name](TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W)
+    torch.testing.assert_close(got.grad, written_out(name), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(LINEAR))
+def test_only_what_is_used_is_predicted(name: str) -> None:
+    rows = []
+
+    class Counting(GaussianTeacher):
+        def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            rows.append(len(z_t))
+            return super().predict_eps(z_t, t, text)
+
+    LOSSES[name](Counting(TEACHER.schedule), ZS, Z, SOURCE, TARGET, T, EPS, W)
+    forwards = {"sds": 2, "dds": 4, "pds": 4, "nfsd": 3, "csd": 2, "bridge": 2, "ssd": 4, "lusd": 2}
+    assert rows == [forwards[name] * B]
+
+
+@pytest.mark.parametrize("name", list(LINEAR))
+def test_two_edits_of_an_image_are_as_if_each_were_alone(name: str) -> None:
+    order = [0, 3, 1, 4, 2, 5]
+    other = condition(-2.0, B)
+    parts = [(torch.cat([a, b])[order]) for a, b in ((TARGET.text, other.text), (TARGET.null, other.null))]
+    negative = torch.cat([TARGET.negative, other.negative])[order]  # type: ignore[list-item]
+    both = LOSSES[name](TEACHER, ZS, torch.cat([Z, latents(4)])[order], SOURCE, Condition(*parts, negative), T, EPS, W).grad
+    for number, (z, target) in enumerate(((Z, TARGET), (latents(4), other))):
+        alone = LOSSES[name](TEACHER, ZS, z, SOURCE, target, T, EPS, W).grad
+        torch.testing.assert_close(both[number::2], alone)
+
+
+def test_the_pull_of_pds_fades_as_written_in_the_notes() -> None:
+    """A / B at steps 21, 501 and 901 of Stable Diffusion's schedule."""
+    t = torch.tensor([21, 501, 901])
+    sums = pds(TEACHER.schedule, t, 1.0)
+    ratio = (sums["change"] / sums["edit_target"]).flatten()  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(ratio, torch.tensor([6.96, 0.39, 0.06], dtype=ratio.dtype), atol=6e-3, rtol=2e-3)
+
+
+def test_a_negative_prompt_is_asked_for() -> None:
+    plain = Condition(TARGET.text, TARGET.null)
+    with pytest.raises(ValueError, match="nfsd needs a negative prompt"):
+        LOSSES["nfsd"](TEACHER, ZS, Z, SOURCE, plain, T, EPS, W)
+
+
+def test_a_new_loss_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made_up(noise: object, t: Tensor, guidance: float, pull: float = 0.5) -> Sum:
+        return {"edit_target": guidance, "eps": -1.0, "change": pull}
+
+    monkeypatch.setitem(LINEAR, "made_up", made_up)
+    got = linear_loss("made_up", TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W, pull=0.25)
+    torch.testing.assert_close(got.grad, W * e(Z, TARGET.text) - EPS + 0.25 * (Z - ZS))
+
+
+def test_all_terms_are_told_apart() -> None:
+    """Each term alone, from a teacher that answers differently to each."""
+    values: dict[str, Callable[[], Tensor]] = {
+        "edit_target": lambda: e(Z, TARGET.text),
+        "edit_source": lambda: e(Z, SOURCE.text),
+        "edit_null": lambda: e(Z, TARGET.null),
+        "edit_negative": lambda: e(Z, TARGET.negative),
+        "input_source": lambda: e(ZS, SOURCE.text),
+        "input_null": lambda: e(ZS, SOURCE.null),
+        "eps": lambda: EPS,
+        "change": lambda: Z - ZS,
+    }
+    assert set(values) == set(TERMS)
+    for term, value in values.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(LINEAR, "one", lambda noise, t, guidance, term=term: {term: 1.0})
+            torch.testing.assert_close(linear_loss("one", TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W).grad, value())
