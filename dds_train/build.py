@@ -80,6 +80,9 @@ def build_tasks(cfg: DictConfig) -> dict[str, Task]:
             tasks[name] = Task(str(source), str(target), str(instruction), **fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"tasks.{name}: {error}") from error
+    each = cfg.get("tasks_per_image", 1)
+    if not 1 <= each <= len(tasks):
+        raise UserError(f"tasks_per_image={each}: there are {len(tasks)} tasks; take 1 to {len(tasks)}")
     return tasks
 
 

@@ -31,50 +31,33 @@ from dds_train.translator import Task, TranslatorCard, all_prompts, export_trans
 
 def run(cfg: DictConfig) -> None:
     output_dir, began = Path(cfg.output_dir), time.time()
+    # All that can be wrong with the configuration first: drawing source images takes a while.
     resume = find_checkpoint(cfg.resume, output_dir)
-    tasks = build.build_tasks(cfg)
-    if not 1 <= cfg.tasks_per_image <= len(tasks):
-        raise UserError(f"tasks_per_image={cfg.tasks_per_image}: there are {len(tasks)} tasks; take 1 to {len(tasks)}")
+    tasks, settings, trainer = build.build_tasks(cfg), build_settings(cfg), build_trainer(cfg, output_dir)
     pl.seed_everything(cfg.seed, verbose=False)
-    device = build.build_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # not every rank's teacher on the first card
-    pretrained = build.build_pretrained(cfg.teacher, device)
+    pretrained = build.build_pretrained(cfg.teacher, build_rank_device(cfg))
     source = build.build_source(cfg.data, tasks.values(), pretrained)
     source.prepare()
-    captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
-    negative = cfg.loss.get("negative")
-    needed = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
-    prompts = embed_prompts(source, needed, pretrained)
+    bank = embed_tasks(source, tasks, cfg.loss.get("negative"), pretrained)
     data = SourceData(source.dataset(), cfg.batch_size, cfg.held_out, cfg.workers, cfg.seed, augmentation(cfg))
+
     teacher = pretrained.teacher()
     check_latents(data, teacher.latent_shape)
-
-    translator = build.build_translator(cfg.translator, teacher)
     check_precision(cfg, teacher.dtype)
+    translator = build.build_translator(cfg.translator, teacher)
     if cfg.gradient_checkpointing:
         translator.enable_gradient_checkpointing()
-    decode = picture_decoder(cfg, source, data, pretrained)
-    needs_codec = "image" in data.held_out or cfg.validation.critters
     module = DistillationModule(
         translator=translator,
         teacher=teacher,
-        codec=pretrained.codec() if needs_codec else None,
-        tasks=TaskBank.embed(tasks, prompts, captions, negative),
-        tasks_per_image=cfg.tasks_per_image,
-        loss=build.build_loss(cfg.loss),
-        guidance=build.build_ramp("guidance", cfg.guidance),
-        identity=build.build_ramp("identity", cfg.identity),
+        codec=pretrained.codec() if "image" in data.held_out else None,
+        tasks=bank,
         t_range=build.build_t_range(cfg.t_range, len(teacher.schedule)),
-        optimizer=build.build_partial(cfg.optimizer),
-        scheduler=build.build_partial(cfg.scheduler),
-        seed=cfg.seed,
         card=TranslatorCard(tasks=tasks, teacher=pretrained.path, translator=translator.config),
+        **settings,
     )
-    callbacks: list[pl.Callback] = [SampleGrid(cfg.every.picture, output_dir / "pictures", decode)]
-    if cfg.validation.critters:
-        callbacks.append(critter_validation(cfg, tasks, pretrained))
-    trainer = build_trainer(cfg, output_dir, callbacks)
+    # In front, because scores want the averaged weights, and the hook of EMA puts the raw ones back.
+    trainer.callbacks[:0] = pictures_and_scores(cfg, tasks, source, data, pretrained)  # type: ignore[attr-defined]
     if resume:
         check_same_task(resume, module.card)
     if trainer.is_global_zero:
@@ -83,20 +66,39 @@ def run(cfg: DictConfig) -> None:
         print(summary(module, cfg.batch_size, cfg.trainer.precision, cfg.gradient_checkpointing), flush=True)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
-        finish(cfg, trainer, module, pretrained)
+        finish(cfg, trainer, module)
         print(f"done in {(time.time() - began) / 60:.1f} minutes")
         print(f"translator  {output_dir / 'translator'}\npictures    {output_dir / 'pictures'}", flush=True)
 
 
-def embed_prompts(source: Source, needed: list[str], pretrained: Pretrained) -> PromptTable:
+def build_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Of the module: what needs no model."""
+    return {
+        "tasks_per_image": cfg.tasks_per_image,
+        "loss": build.build_loss(cfg.loss),
+        "guidance": build.build_ramp("guidance", cfg.guidance),
+        "identity": build.build_ramp("identity", cfg.identity),
+        "optimizer": build.build_partial(cfg.optimizer),
+        "scheduler": build.build_partial(cfg.scheduler),
+        "seed": cfg.seed,
+    }
+
+
+def build_rank_device(cfg: DictConfig) -> str:
+    device = build.build_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
+    # Not every rank's teacher on the first card.
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+
+
+def embed_tasks(source: Source, tasks: dict[str, Task], negative: str | None, pretrained: Pretrained) -> TaskBank:
     """From the table beside the shards; the text encoder is loaded only for what that lacks, and let go."""
-    table = source.prompts if isinstance(source, ShardSource) else None
-    table = table or PromptTable({})
-    missing = table.missing(needed)
+    captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
+    table = (source.prompts if isinstance(source, ShardSource) else None) or PromptTable({})
+    missing = table.missing([*all_prompts(tasks.values(), captions), *([negative] if negative else [])])
     if missing:
         table = PromptTable({**table.rows, **PromptTable.of(pretrained.text_encoder(), missing).rows})
     pretrained.release("text_encoder")
-    return table
+    return TaskBank.embed(tasks, table, captions, negative)
 
 
 def augmentation(cfg: DictConfig) -> FlipAndZoom | None:
@@ -119,16 +121,23 @@ def check_precision(cfg: DictConfig, dtype: torch.dtype) -> None:
         )
 
 
-def picture_decoder(cfg: DictConfig, source: Source, data: SourceData, pretrained: Pretrained) -> Any:
-    """What turns latents into the pictures that training shows."""
+def pictures_and_scores(
+    cfg: DictConfig, tasks: dict[str, Task], source: Source, data: SourceData, pretrained: Pretrained
+) -> list[pl.Callback]:
+    """What training shows; loads the codec only if something needs it, and lets it go if nothing does."""
     if cfg.pictures not in ("auto", "codec", "linear"):
         raise UserError(f"pictures={cfg.pictures}: take auto, codec or linear")
     preview = source.preview if isinstance(source, ShardSource) else None
     if cfg.pictures == "linear" and preview is None:
         raise UserError("pictures=linear: needs shards with latents that synthesize made; take pictures=codec")
-    if preview is None or cfg.pictures == "codec" or (cfg.pictures == "auto" and cfg.validation.critters):
-        return pretrained.codec().decode
-    return preview
+    roughly = preview is not None and (cfg.pictures == "linear" or (cfg.pictures == "auto" and not cfg.validation.critters))
+    if roughly and not cfg.validation.critters and "image" not in data.held_out:
+        pretrained.release("codec")
+    decode: Any = preview if roughly else pretrained.codec().decode
+    callbacks: list[pl.Callback] = [SampleGrid(cfg.every.picture, Path(cfg.output_dir) / "pictures", decode)]
+    if cfg.validation.critters:
+        callbacks.append(critter_validation(cfg, tasks, pretrained))
+    return callbacks
 
 
 def critter_validation(cfg: DictConfig, tasks: dict[str, Task], pretrained: Pretrained) -> CritterValidation:
@@ -141,14 +150,13 @@ def critter_validation(cfg: DictConfig, tasks: dict[str, Task], pretrained: Pret
         raise UserError(f"validation.sources={sources}: {error}") from error
 
 
-def build_trainer(cfg: DictConfig, output_dir: Path, more: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
     quiet_lightning()
     checkpoints = output_dir / "checkpoints"
     sentinels: Any = OmegaConf.to_container(cfg.sentinels, resolve=True)
     accumulate = cfg.trainer.accumulate_grad_batches
     try:
         callbacks: list[pl.Callback] = [
-            *more,  # among them validation, which wants the averaged weights, so before EMA puts the raw ones back
             EMA(cfg.ema),
             BadSamples(output_dir / "bad_samples.txt", cfg.bad_samples),
             FiniteSteps(output_dir / "skipped_steps.txt"),
@@ -188,7 +196,7 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule, pretrained: Pretrained) -> None:
+def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule) -> None:
     """Export the averaged weights, from the checkpoint: also when the run was complete already."""
     notes = f"Trained for {trainer.global_step} steps of {cfg.batch_size} images on each of {trainer.world_size} devices.\n"
     output_dir = Path(cfg.output_dir)
