@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from dds_train.data.source import Source
-from dds_train.distillation.losses import LOSSES, WEIGHTS, Loss
+from dds_train.distillation.linear import WEIGHTS
+from dds_train.distillation.losses import LOSSES, Loss
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained, Teacher
 from dds_train.training.schedules import Ramp

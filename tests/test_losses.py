@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dds_train.distillation import LOSSES, Condition, NoiseSchedule, dds_loss, sds_loss
 from dds_train.distillation.guidance import guided_eps
-from dds_train.distillation.losses import inject
+from dds_train.distillation.inject import inject
 from dds_train.editing.optimize import optimize_latent
 
 BATCH = 3

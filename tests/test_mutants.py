@@ -10,38 +10,38 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-LOSSES, GUIDANCE, NOISE = "losses.py", "guidance.py", "noise.py"
+LINEAR, GUIDANCE, NOISE, INJECT = "linear.py", "guidance.py", "noise.py", "inject.py"
 
 MUTANTS = {
-    "null and text swapped": (LOSSES, '"edit_target": target.text,', '"edit_target": target.null,'),
-    "source and target swapped": (LOSSES, '"input_source": -guidance,', '"input_source": guidance,'),
+    "null and text swapped": (LINEAR, '"edit_target": target.text,', '"edit_target": target.null,'),
+    "source and target swapped": (LINEAR, '"input_source": -guidance,', '"input_source": guidance,'),
     "text + s (text - null)": (GUIDANCE, "null + guidance * (text - null)", "text + guidance * (text - null)"),
     "guidance one off": (
-        LOSSES,
+        LINEAR,
         '{"edit_target": guidance, "input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}',
         '{"edit_target": guidance + 1, "input_source": -guidance - 1, "edit_null": -guidance, "input_null": guidance}',
     ),
     "different noise per branch": (
-        LOSSES,
+        LINEAR,
         "zs_t = teacher.schedule.add_noise(z_source, eps, t)",
         "zs_t = teacher.schedule.add_noise(z_source, torch.randn_like(eps), t)",
     ),
     "the mse trick": (
-        LOSSES,
+        INJECT,
         "loss = (z * grad.detach()).sum(dim=(1, 2, 3)).mean()",
         "loss = 0.5 * ((z - (z - grad).detach()) ** 2).sum(dim=(1, 2, 3)).mean()",
     ),
-    "mean instead of sum": (LOSSES, ".sum(dim=(1, 2, 3)).mean()", ".mean(dim=(1, 2, 3)).mean()"),
-    "edits in the wrong order": (LOSSES, "x.repeat_interleave(edits, dim=0)", "torch.cat([x] * edits)"),
-    "answers in the wrong order": (LOSSES, "zip(asked, answers.split(", "zip(reversed(asked), answers.split("),
+    "mean instead of sum": (INJECT, ".sum(dim=(1, 2, 3)).mean()", ".mean(dim=(1, 2, 3)).mean()"),
+    "edits in the wrong order": (LINEAR, "x.repeat_interleave(edits, dim=0)", "torch.cat([x] * edits)"),
+    "answers in the wrong order": (LINEAR, "zip(asked, answers.split(", "zip(reversed(asked), answers.split("),
     "v taken for eps": (NOISE, "return alpha * prediction + sigma * z_t", "return prediction"),
-    "one branch's null for both": (LOSSES, '"input_null": source.null,', '"input_null": source.text,'),
+    "one branch's null for both": (LINEAR, '"input_null": source.null,', '"input_null": source.text,'),
     "no guidance in the source branch": (
-        LOSSES,
+        LINEAR,
         '"input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}',
         '"input_source": -1.0, "edit_null": 1 - guidance}',
     ),
-    "the strided beta of PDS": (LOSSES, "a_t = ab_t / ab_before", "a_t = ab_t / ab_s"),
+    "the strided beta of PDS": (LINEAR, "a_t = ab_t / ab_before", "a_t = ab_t / ab_s"),
 }
 
 

@@ -10,7 +10,8 @@ import torch
 from test_training import build, fit, trainer
 from torch import Tensor
 
-from dds_train.distillation.losses import LOSSES, inject
+from dds_train.distillation import LOSSES
+from dds_train.distillation.inject import inject
 from dds_train.errors import UserError
 from dds_train.training.sentinels import SENTINELS, BadSamples, Sentinels
 

@@ -53,9 +53,8 @@ class Teacher(Frozen):
         """D of the prompt embeddings that it reads."""
         return self.network.config.cross_attention_dim
 
-    @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """z_t [N,C,h,w], integer t [N], text [N,L,D] -> predicted noise [N,C,h,w], float32."""
+        """z_t [N,C,h,w], integer t [N], text [N,L,D] -> predicted noise [N,C,h,w], float32; differentiable in z_t."""
         with self.own_precision():
             prediction = self.network(z_t.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype)).sample
         # In float32 from here on: guidance and differences amplify the rounding of half precision.

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from dds_train.distillation.losses import Distilled, Loss
+from dds_train.distillation import Distilled, Loss
 from dds_train.distillation.rng import draw
 from dds_train.frozen import Codec, Teacher
 from dds_train.training.schedules import Ramp

@@ -72,17 +72,19 @@ class _Shared:
         return self
 
     def switch(self, on: bool) -> None:
+        self.on = on
         # Not peft's own switch: it also turns requires_grad off, and then backward, later, drops the gradients.
         for layer in self.layers:
             layer._disable_adapters = not on
 
     @contextmanager
-    def adapted(self) -> Iterator[None]:
-        self.switch(on=True)
+    def adapters(self, on: bool) -> Iterator[None]:
+        before = self.on
+        self.switch(on)
         try:
             yield
         finally:
-            self.switch(on=False)
+            self.switch(before)
 
     def features(self, z: Tensor, text: Tensor) -> Tensor:
         """What the UNet's last layer gets to see, [B,width,h,w]; its own output is not used."""
@@ -90,7 +92,7 @@ class _Shared:
         handle = self.unet.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         step = torch.zeros(len(z), dtype=torch.long, device=z.device)
         try:
-            with self.adapted():
+            with self.adapters(on=True):
                 self.unet(z.to(self.unet.dtype), step, encoder_hidden_states=text.to(self.unet.dtype))
         finally:
             handle.remove()
@@ -98,13 +100,13 @@ class _Shared:
 
     def enable_gradient_checkpointing(self) -> None:
         def recomputed(block: Callable[..., Any], *args: Any) -> Any:
-            # The second pass comes during backward, when the UNet is the teacher again.
+            # The second pass comes during backward: with the adapters as they are now, translator's or teacher's.
+            on = self.on
+
             def run(*inputs: Any) -> Any:
-                with self.adapted():
+                with self.adapters(on):
                     return block(*inputs)
 
-            result = checkpoint(run, *args, use_reentrant=False)
-            self.switch(on=True)  # still inside the translator's own pass
-            return result
+            return checkpoint(run, *args, use_reentrant=False)
 
         self.unet.enable_gradient_checkpointing(recomputed)

@@ -1,0 +1,209 @@
+"""The losses that are sums of the same few predictions, each with its own coefficient: nearly all there are.
+
+One table of coefficients makes them all. A new one is a function that returns its coefficients, an entry in `LINEAR`, and a
+file in conf/loss. A prediction that a loss does not use is not computed. No gradient flows through the teacher: its opinion
+*is* the gradient G, handed to the latent.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dds_train.distillation.guidance import Condition
+from dds_train.distillation.inject import Distilled, inject
+from dds_train.distillation.noise import NoiseSchedule, ScoreModel
+
+WEIGHTS = ("one", "sigma2")
+
+
+# ---------------------------------------------------------------- coefficients
+
+# G as a sum of these; a coefficient is a number, or one for each edit, [B,1,1,1]. `z_t` is the noised edit, `zs_t` the noised
+# input, e the teacher's prediction without guidance.
+TERMS = {
+    "edit_target": "e(z_t, y_target)",
+    "edit_source": "e(z_t, y_source)",
+    "edit_null": "e(z_t, null)",
+    "edit_negative": "e(z_t, y_negative)",
+    "input_source": "e(zs_t, y_source)",
+    "input_null": "e(zs_t, null)",
+    "eps": "the noise",
+    "change": "z_target - z_source",
+}
+Sum = dict[str, Tensor | float]
+
+
+def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
+    """Score Distillation Sampling, DreamFusion (arXiv 2209.14988), equation 3: ``e_w(z_t, y_target) - eps``.
+
+    The baseline that DDS corrects: it compares with the noise itself instead of with the input's branch, so the teacher's
+    errors stay in and blur the image.
+    """
+    return {"edit_target": guidance, "edit_null": 1 - guidance, "eps": -1.0}
+
+
+def dds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
+    """Delta Denoising Score, arXiv 2304.07090, equation 3: ``e_w(z_t, y_target) - e_w(zs_t, y_source)``.
+
+    Source and target are noised with the *same* t and eps. What the teacher gets wrong about an image it gets wrong in
+    both branches, so the difference keeps only what the change of prompt asks for; for a matched pair (equal latents, equal
+    prompts) it is exactly zero.
+    """
+    # In this order what is equal in both branches cancels to the last bit.
+    return {"edit_target": guidance, "input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}
+
+
+def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Sum:
+    """Posterior Distillation Sampling, arXiv 2311.13831, equation 14: the difference of the noises that would lead from z_t to
+    z_s, s the step before t. In closed form ``A_t (z_target - z_source) + B_t DDS``: DDS and a pull towards the input that
+    fades as t grows.
+
+    As in the authors' code, beta_t is that of a single step although s lies `stride` steps back. With both over the same
+    stride the pull would vanish, and PDS be DDS with another weight.
+
+    Args:
+        stride: t - s; the authors take 500 of 1000 steps. Steps t must not be below it.
+    """
+    ab_t, ab_s, ab_before = (noise.alpha[step].view(-1, 1, 1, 1) ** 2 for step in (t, t - stride, t - 1))
+    a_t = ab_t / ab_before
+    beta_t = 1 - a_t
+    deviation = (beta_t * (1 - ab_s) / (1 - ab_t)).sqrt()
+    c0, c1 = ab_s.sqrt() * beta_t / (1 - ab_t), a_t.sqrt() * (1 - ab_s) / (1 - ab_t)
+    pull = (ab_s.sqrt() - c0 - c1 * ab_t.sqrt()) / deviation
+    push = c0 * ((1 - ab_t) / ab_t).sqrt() / deviation
+    return {"change": pull, **{term: push * value for term, value in dds(noise, t, guidance).items()}}
+
+
+def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 200) -> Sum:
+    """Noise-Free Score Distillation, arXiv 2310.17590, equation 7: ``w (e(z_t, y_target) - e(z_t, null)) + d``, with d what
+    draws towards real images: ``e(z_t, null)`` at small steps, ``e(z_t, null) - e(z_t, y_negative)`` from `clean_below` on.
+
+    Needs a negative prompt (`Condition.negative`) such as "unrealistic, blurry, low quality".
+    """
+    noisy = (t >= clean_below).to(noise.alpha.dtype).view(-1, 1, 1, 1)
+    return {"edit_target": guidance, "edit_null": 1 - guidance, "edit_negative": -noisy}
+
+
+def csd(noise: NoiseSchedule, t: Tensor, guidance: float, against: float = 0.0) -> Sum:
+    """Classifier Score Distillation, arXiv 2310.19415, equations 6 and 12: the guidance direction alone,
+    ``e(z_t, y_target) - e(z_t, null)``, less `against` times that of the source prompt. `guidance` is not used.
+    """
+    return {"edit_target": 1.0, "edit_source": -against, "edit_null": against - 1}
+
+
+def bridge(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
+    """The second stage of arXiv 2406.09417 (score distillation as a Schroedinger bridge), equation 11:
+    ``w (e(z_t, y_target) - e(z_t, y_source))``. The source prompt says what the current images are like, flaws included
+    (the target with "oversaturated, smooth, pixelated, ..." after it); meant to follow a stage of SDS.
+    """
+    return {"edit_target": guidance, "edit_source": -guidance}
+
+
+def ssd(noise: NoiseSchedule, t: Tensor, guidance: float, keep: float = 2.0, push: float = 5.5, identity: float = 0.075) -> Sum:
+    """Stable Score Distillation (ICCV 2025): ``keep / 2 (e(z_t, y_source) - e(zs_t, null)) + w / 2 (e(z_t, y_target) -
+    e(z_t, y_source)) + push (e(z_t, y_target) - e(z_t, null)) + identity exp(t / T) (z_t - zs_t)``.
+    """
+    alpha, _ = noise.at(t)
+    return {
+        "edit_source": (keep - guidance) / 2,
+        "input_null": -keep / 2,
+        "edit_target": guidance / 2 + push,
+        "edit_null": -push,
+        "change": identity * (t / len(noise)).exp().view(-1, 1, 1, 1) * alpha,  # z_t - zs_t is alpha times the change
+    }
+
+
+def lusd(noise: NoiseSchedule, t: Tensor, guidance: float, identity: float = 0.02) -> Sum:
+    """Localised and normalised (LUSD, ICCV 2025): ``d = (1 - l) (e(z_t, y_target) - e(z_t, y_source)) + l (z_target -
+    z_source)``, of which G takes the direction alone (see `NORMALISED`). The paper's mask is any loss's mask here.
+    """
+    return {"edit_target": 1 - identity, "edit_source": identity - 1, "change": identity}
+
+
+Coefficients = Callable[..., Sum]
+LINEAR: dict[str, Coefficients] = {
+    "sds": sds, "dds": dds, "pds": pds, "nfsd": nfsd, "csd": csd, "bridge": bridge, "ssd": ssd, "lusd": lusd,
+}  # fmt: skip
+NORMALISED = {"lusd"}  # G = w d / std(d), the deviation within each image
+
+
+# ---------------------------------------------------------------- one function for all of them
+
+
+def linear_loss(
+    name: str,
+    teacher: ScoreModel,
+    z_source: Tensor,
+    z_target: Tensor,
+    source: Condition,
+    target: Condition,
+    t: Tensor,
+    eps: Tensor,
+    guidance: float,
+    weight: str = "one",
+    **options: float,
+) -> Distilled:
+    """G from the coefficients of `LINEAR[name]`, with one batched call of the teacher for all predictions in use.
+
+    Several edits of one image share its source branch, which is exact and saves the teacher work: with N inputs and N * M
+    outputs, the M edits of an input follow one another.
+
+    Args:
+        teacher: the frozen model; not differentiated.
+        z_source: [N,C,h,w], latents of the inputs.
+        z_target: [N*M,C,h,w], latents being optimised or produced; receive the gradient.
+        source: describes the inputs ("a photo of a cat"), N of them.
+        target: describes what is wanted ("a photo of a lion"), N * M of them.
+        t: [N] integer steps.
+        eps: [N,C,h,w] standard normal noise.
+        guidance: classifier-free guidance scale, w in the formulas; 1 = none.
+        weight: w_t that multiplies G, "one" or "sigma2".
+        options: of the loss itself.
+
+    Raises:
+        ValueError: for an unknown weight, or a loss that needs a negative prompt and finds none.
+    """
+    with torch.no_grad():
+        edit_t, edit_eps = for_edits(t, z_target), for_edits(eps, z_target)
+        sums = LINEAR[name](teacher.schedule, edit_t, guidance, **options)
+        used = {term: value for term, value in sums.items() if isinstance(value, Tensor) or value != 0}
+        said = {
+            "edit_target": target.text,
+            "edit_source": for_edits(source.text, z_target),
+            "edit_null": target.null,
+            "edit_negative": target.negative,
+            "input_source": source.text,
+            "input_null": source.null,
+        }
+        z_t = teacher.schedule.add_noise(z_target, edit_eps, edit_t)
+        zs_t = teacher.schedule.add_noise(z_source, eps, t)
+        asked = [term for term in said if term in used]
+        if "edit_negative" in used and target.negative is None:
+            raise ValueError(f"loss {name} needs a negative prompt")
+        rows = [(z_t, edit_t, said[term]) if term.startswith("edit") else (zs_t, t, said[term]) for term in asked]
+        values = {"eps": eps, "change": z_target - for_edits(z_source, z_target)}
+        if rows:
+            answers = teacher.predict_eps(*(torch.cat(column) for column in zip(*rows, strict=True)))  # type: ignore[arg-type]
+            values |= zip(asked, answers.split([len(row[0]) for row in rows]), strict=True)
+        grad = sum((used[term] * for_edits(values[term], z_target) for term in used), torch.zeros_like(z_target))
+        if name in NORMALISED:
+            grad = guidance * grad / grad.std(dim=(1, 2, 3), keepdim=True)
+        grad = w_t(teacher.schedule, edit_t, weight) * grad
+    return inject(z_target, grad)
+
+
+def for_edits(x: Tensor, z_target: Tensor) -> Tensor:
+    """What belongs to N inputs [N,...], once for each of their edits [N*M,...]; what belongs to the edits as it is."""
+    edits = len(z_target) // len(x)
+    return x if edits == 1 else x.repeat_interleave(edits, dim=0)
+
+
+def w_t(schedule: NoiseSchedule, t: Tensor, name: str) -> Tensor:
+    """As [B,1,1,1]."""
+    _, sigma = schedule.at(t)
+    if name == "one":
+        return torch.ones_like(sigma)
+    if name == "sigma2":
+        return sigma**2
+    raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {name!r}")
