@@ -32,6 +32,7 @@ TEXT_KEYS = {
     "source", "target", "instruction", "prompt", "prompts", "image", "ckpt", "output_dir", "output", "resume",
     "teacher.path", "data.path", "data.prompts", "clip.model", "loss.negative",
 }  # fmt: skip
+OPEN = ("tasks.", "words.", "data.words.")  # groups whose keys users name
 TASK_TEXT = re.compile(r"tasks\.[^.]+\.(source|target|instruction)")
 # Beside the package in a checkout, inside it in a wheel.
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
@@ -49,7 +50,7 @@ def main() -> None:
     if any(o in ("-h", "--help") for o in overrides):
         print(command_help(command))
         return
-    overrides = [quoted(o) for o in overrides]
+    overrides = [quoted(opened(o)) for o in overrides]
     # One stamp for all processes of a run: under a launcher each would read its own clock.
     os.environ.setdefault("DDS_RUN_STAMP", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     # Rewritten, not consumed: Lightning starts its other ranks with this same argv.
@@ -169,6 +170,12 @@ def leaves(cfg: "DictConfig") -> dict[str, Any]:
 def nearest(word: str, known: Any) -> str:
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def opened(override: str) -> str:
+    """Under `tasks` and `words` users name keys of their own: there Hydra is told to add what is not there yet."""
+    bare = override.lstrip("+")
+    return f"++{bare}" if bare.startswith(OPEN) else override
 
 
 def quoted(override: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dds_train.cli import check, quoted
+from dds_train.cli import check, opened, quoted
 from dds_train.errors import UserError
 
 GIVEN = ["source=a cat", "target=a lion"]
@@ -115,6 +115,16 @@ def test_free_text_reaches_the_configuration_as_it_was_typed(value: str) -> None
 
     parsed = OverridesParser.create().parse_override(quoted(f"source={value}"))
     assert parsed.value() == value
+
+
+def test_names_of_ones_own_need_no_plus() -> None:
+    for given in ("tasks.lion.target=a lion, asleep", "+tasks.lion.target=a lion, asleep"):
+        assert quoted(opened(given)) == "++tasks.lion.target='a lion, asleep'"
+    assert opened("words.fur=[gray]") == "++words.fur=[gray]"
+    assert opened("tasks_per_image=2") == "tasks_per_image=2"
+    # Both a new one, and one that an experiment has.
+    check("fit", [opened("tasks.cow.target=x"), "source=a"])
+    check("fit", ["+experiment=cat2many", opened("tasks.lion.target=x"), opened("data.words.fur=[gray]")])
 
 
 def test_quoting_leaves_the_rest_alone() -> None:

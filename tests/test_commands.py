@@ -175,8 +175,8 @@ def test_ctrl_c_and_kill_save_and_say_so(tiny: Callable[[str], Path], tmp_path: 
 
 def test_shards_train_without_codec_and_text_encoder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """synthesize, then fit with a teacher of which only UNet and scheduler are left."""
-    teacher, tasks = tiny("epsilon"), ("+tasks.lion.target=a lion", "+tasks.dog.target=a dog, sitting")
-    words = ("prompts=a {fur} cat", "+words.fur=[gray,black]", "count=12", "per_shard=5", "steps=2", "batch=4", "output=cats")
+    teacher, tasks = tiny("epsilon"), ("tasks.lion.target=a lion", "tasks.dog.target=a dog, sitting")
+    words = ("prompts=a {fur} cat", "words.fur=[gray,black]", "count=12", "per_shard=5", "steps=2", "batch=4", "output=cats")
     printed = run("synthesize", *words, "source=a cat", *tasks, f"teacher.path={teacher}", cwd=tmp_path)
     assert "3 shards, all as drawn" in printed
     bare = tmp_path / "bare"

@@ -142,7 +142,7 @@ def pictures_and_scores(
 
 def critter_validation(cfg: DictConfig, tasks: dict[str, Task], pretrained: Pretrained) -> CritterValidation:
     if not any(task.truth for task in tasks.values()):
-        raise UserError("validation.critters: no task says what is true of it, such as +tasks.NAME.truth.species=lion")
+        raise UserError("validation.critters: no task says what is true of it, such as tasks.NAME.truth.species=lion")
     sources: Any = OmegaConf.to_container(cfg.validation.sources, resolve=True)
     try:
         return CritterValidation(tasks, pretrained.codec(), cfg.validation.critters, sources)

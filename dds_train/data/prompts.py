@@ -33,7 +33,7 @@ def fill(templates: Sequence[str], words: Mapping[str, Sequence[str]], rng: torc
         if name is None:
             continue
         if not words.get(name):
-            raise UserError(f"prompts: '{template}' needs a list of words for {{{name}}}, such as +words.{name}=[one,two]")
+            raise UserError(f"prompts: '{template}' needs a list of words for {{{name}}}, such as words.{name}=[one,two]")
         word = pick(words[name])
         if filled.endswith((" a ", "A ")) and word[:1].lower() in "aeiou":
             filled = filled[:-1] + "n "
