@@ -23,6 +23,7 @@ from dds_train.errors import UserError
 from dds_train.frozen import Pretrained, Teacher
 from dds_train.training.schedules import Ramp
 from dds_train.translator import Task, make_translator
+from dds_train.translator.task import CAPTION
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -73,10 +74,13 @@ def build_translator(cfg: DictConfig, teacher: Teacher) -> Any:
 def build_tasks(cfg: DictConfig) -> dict[str, Task]:
     """`cfg` is that of fit: its `tasks`, or the one that source, target and instruction make."""
     given: dict[str, Any] = OmegaConf.to_container(cfg.tasks, resolve=True) if cfg.tasks else {}  # type: ignore[assignment]
+    given = given or {"edit": {}}
     tasks = {}
-    for name, fields in (given or {"edit": {"instruction": cfg.instruction}}).items():
+    for name, fields in given.items():
         source, target = fields.pop("source", None) or cfg.source, fields.pop("target", None) or cfg.target
-        instruction = fields.pop("instruction", None) or target
+        instruction = fields.pop("instruction", None) or (cfg.instruction if len(given) == 1 else None)
+        # A target that differs from image to image is no instruction; the task's name is one.
+        instruction = instruction or (name if CAPTION in str(target) else target)
         try:
             tasks[name] = Task(str(source), str(target), str(instruction), **fields)
         except (TypeError, ValueError) as error:

@@ -73,6 +73,30 @@ def test_captions_of_the_images(text: Any) -> None:
         Task("{caption}", "x", "{caption}")
 
 
+def test_tasks_from_the_configuration() -> None:
+    from omegaconf import OmegaConf
+
+    from dds_train.build import build_tasks
+
+    def made(**changes: Any) -> dict[str, Task]:
+        plain = {"source": "a cat", "target": "a lion", "instruction": None, "tasks": {}, "tasks_per_image": 1}
+        return build_tasks(OmegaConf.create({**plain, **changes}))
+
+    assert made() == {"edit": Task("a cat", "a lion", "a lion")}
+    assert made(instruction="roar") == {"edit": Task("a cat", "a lion", "roar")}
+    two = made(tasks={"dog": {"target": "a dog"}, "cow": {"source": "a calf", "target": "a cow", "instruction": "moo"}})
+    assert two == {"dog": Task("a cat", "a dog", "a dog"), "cow": Task("a calf", "a cow", "moo")}
+    own = made(source="{caption}", target="{caption}", tasks={"lion": {"swap": {"cat": "lion"}}})
+    assert own == {"lion": Task("{caption}", "{caption}", "lion", {"cat": "lion"})}
+    for wrong, says in (
+        ({"tasks": {"dog": {"traget": "a dog"}}}, "tasks.dog"),
+        ({"tasks_per_image": 2}, "take 1 to 1"),
+        ({"instruction": "{caption}"}, "instruction"),
+    ):
+        with pytest.raises(UserError, match=says):
+            made(**wrong)
+
+
 @pytest.mark.parametrize("one_source", [True, False])
 def test_several_tasks_of_an_image_are_as_if_each_were_alone(tiny: Callable[[str], Path], one_source: bool) -> None:
     tasks = THREE if one_source else {**THREE, "bear": Task("a dog", "a bear", "bear!")}
