@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from dds_train.data.source import Source
+from dds_train.data.synthetic import SyntheticSource
 from dds_train.distillation.linear import WEIGHTS
 from dds_train.distillation.losses import LOSSES, Loss
 from dds_train.errors import UserError
@@ -106,14 +107,19 @@ def build_t_range(t_range: Sequence[int], steps: int) -> tuple[int, int]:
 
 def build_source(cfg: DictConfig, tasks: Iterable[Task], pretrained: Pretrained) -> Source:
     """`cfg` is the group data. Sources get the teacher and, if they draw and no prompts are given, the tasks' captions."""
-    make = build_partial(cfg)
     # Partial, because Hydra turns a dataclass among the arguments of a call into a dict.
+    make = build_partial(cfg)
     wants = inspect.signature(make.func).parameters
-    extra: dict[str, Any] = {"pretrained": pretrained} if "pretrained" in wants else {}
-    if "prompts" in wants and not cfg.prompts:
-        extra["prompts"] = list(dict.fromkeys(task.source for task in tasks))
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wants.values())
+    drawing = inspect.signature(SyntheticSource).parameters
+    # An experiment says how its images are drawn; with another source that is beside the point.
+    given = {k: v for k, v in make.keywords.items() if k in wants or (anything and k not in drawing)}
+    if "pretrained" in wants:
+        given["pretrained"] = pretrained
+    if "prompts" in wants and not given["prompts"]:
+        given["prompts"] = list(dict.fromkeys(task.source for task in tasks))
     try:
-        return make(**extra)
+        return make.func(**given)
     except TypeError as error:
         raise UserError(f"data: {error}") from error
 

@@ -184,6 +184,7 @@ def test_shards_train_without_codec_and_text_encoder(tiny: Callable[[str], Path]
         bare.mkdir(exist_ok=True)
         (bare / part).symlink_to(teacher / part)
     fit(bare, tmp_path, "data=shards", "data.path=cats", "source=a cat", "target=null", *tasks, "tasks_per_image=2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bare", "cats", "run"]
     assert (tmp_path / "run" / "pictures" / "step-0000004.png").exists()
     run("predict", "ckpt=run/translator", "image=cats/preview.png", f"teacher.path={teacher}", cwd=tmp_path, code=2)
     run("predict", "ckpt=run/translator", "image=cats/preview.png", "task=dog", f"teacher.path={teacher}", cwd=tmp_path)

@@ -97,6 +97,28 @@ def test_tasks_from_the_configuration() -> None:
             made(**wrong)
 
 
+@pytest.mark.parametrize("data", ["synthetic", "shards", "folder", "critters"])
+def test_an_experiment_goes_with_every_source(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cat2many says how to draw its images; with images from elsewhere that is beside the point."""
+    from hydra import compose, initialize_config_dir
+
+    from dds_train.build import build_source
+    from dds_train.cli import CONF
+    from dds_train.data.synthesize import recipe_for, synthesize
+
+    monkeypatch.setenv("DDS_CACHE", str(tmp_path))
+    monkeypatch.setenv("DDS_RUN_STAMP", "now")
+    pretrained = Pretrained("bundled")
+    recipe = recipe_for(pretrained, ["a cat"] * 2, guidance=1.0, steps=1, seed=0, per_shard=2)
+    synthesize(pretrained, recipe, tmp_path / "shards", batch=2)
+    path = {"shards": tmp_path / "shards", "folder": CONF.parent / "data" / "examples"}.get(data)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("fit", ["+experiment=cat2many", f"data={data}", *([f"data.path={path}"] if path else [])])
+    source: Any = build_source(cfg.data, [], pretrained)
+    found = source.recipe.prompts if data == "synthetic" else source.dataset()
+    assert len(found) == {"synthetic": 1024, "shards": 2, "folder": 8, "critters": 1024}[data]
+
+
 @pytest.mark.parametrize("one_source", [True, False])
 def test_several_tasks_of_an_image_are_as_if_each_were_alone(tiny: Callable[[str], Path], one_source: bool) -> None:
     tasks = THREE if one_source else {**THREE, "bear": Task("a dog", "a bear", "bear!")}

@@ -153,14 +153,13 @@ def critter_validation(cfg: DictConfig, tasks: dict[str, Task], pretrained: Pret
 def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
     quiet_lightning()
     checkpoints = output_dir / "checkpoints"
-    sentinels: Any = OmegaConf.to_container(cfg.sentinels, resolve=True)
     accumulate = cfg.trainer.accumulate_grad_batches
     try:
         callbacks: list[pl.Callback] = [
             EMA(cfg.ema),
             BadSamples(output_dir / "bad_samples.txt", cfg.bad_samples),
             FiniteSteps(output_dir / "skipped_steps.txt"),
-            Sentinels(**sentinels),
+            build_sentinels(cfg),
             Throughput(cfg.every.log),
             Checkpoints(checkpoints, cfg.every.checkpoint, cfg.keep),
             *([BestCheckpoint(checkpoints, cfg.best.metric, cfg.best.mode)] if cfg.best.metric else []),
@@ -180,8 +179,18 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
             enable_model_summary=False,
             default_root_dir=output_dir,
         )
+    except UserError:
+        raise
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def build_sentinels(cfg: DictConfig) -> Sentinels:
+    settings: Any = OmegaConf.to_container(cfg.sentinels, resolve=True)
+    try:
+        return Sentinels(**settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def quiet_lightning() -> None:
