@@ -50,7 +50,7 @@ def main() -> None:
     if any(o in ("-h", "--help") for o in overrides):
         print(command_help(command))
         return
-    overrides = [quoted(opened(o)) for o in overrides]
+    overrides = flags_first([quoted(opened(o)) for o in overrides])
     # One stamp for all processes of a run: under a launcher each would read its own clock.
     os.environ.setdefault("DDS_RUN_STAMP", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     # Rewritten, not consumed: Lightning starts its other ranks with this same argv.
@@ -170,6 +170,15 @@ def leaves(cfg: "DictConfig") -> dict[str, Any]:
 def nearest(word: str, known: Any) -> str:
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def flags_first(overrides: Sequence[str]) -> list[str]:
+    """Hydra takes flags of its own (--config-dir DIR, --cfg job) only in front of the overrides."""
+
+    def is_flag(one: str) -> bool:
+        return one.startswith("-") or not ("=" in one or one.startswith("~"))
+
+    return sorted(overrides, key=lambda one: not is_flag(one))
 
 
 def opened(override: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dds_train.cli import check, opened, quoted
+from dds_train.cli import check, flags_first, opened, quoted
 from dds_train.errors import UserError
 
 GIVEN = ["source=a cat", "target=a lion"]
@@ -125,6 +125,11 @@ def test_names_of_ones_own_need_no_plus() -> None:
     # Both a new one, and one that an experiment has.
     check("fit", [opened("tasks.cow.target=x"), "source=a"])
     check("fit", ["+experiment=cat2many", opened("tasks.lion.target=x"), opened("data.words.fur=[gray]")])
+
+
+def test_flags_may_stand_anywhere() -> None:
+    given = ["a=1", "--config-dir", "my_conf", "~b", "data=mine", "--cfg", "job"]
+    assert flags_first(given) == ["--config-dir", "my_conf", "--cfg", "job", "a=1", "~b", "data=mine"]
 
 
 def test_quoting_leaves_the_rest_alone() -> None:
