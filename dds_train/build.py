@@ -39,6 +39,12 @@ def build_device(name: str) -> str:
     return name
 
 
+def build_rank_device(name: str) -> str:
+    """`build_device` for one of several processes: not every rank's teacher on the first card."""
+    device = build_device(name)
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+
+
 def build_pretrained(cfg: DictConfig, device: str) -> Pretrained:
     """`cfg` is the group teacher."""
     # Their notes on every load say nothing that a user of this command line could act on.

@@ -47,9 +47,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 
 
 def check_missing(command: str, values: Mapping[str, Any]) -> None:
-    missing = sorted(
-        key for key, value in values.items() if value == "???" and not (key in ("source", "target") and tasks_say(values, key))
-    )
+    said = [key for key in ("source", "target") if tasks_say(values, key)]
+    missing = sorted(key for key, value in values.items() if value == "???" and key not in said)
     if missing:
         wanted = " ".join(f"{key}=..." for key in missing)
         raise UserError(f"{command} needs {wanted}; see: python -m dds_train {command} --help")
@@ -57,8 +56,12 @@ def check_missing(command: str, values: Mapping[str, Any]) -> None:
 
 def tasks_say(values: Mapping[str, Any], key: str) -> bool:
     """Whether every task brings its own source, or target."""
-    tasks = {name.split(".")[1] for name in values if name.startswith("tasks.")}
+    tasks = task_names(values)
     return bool(tasks) and all(values.get(f"tasks.{task}.{key}") for task in tasks)
+
+
+def task_names(values: Mapping[str, Any]) -> set[str]:
+    return {name.split(".")[1] for name in values if name.startswith("tasks.")}
 
 
 def check_tasks(values: Mapping[str, Any]) -> None:
@@ -69,7 +72,7 @@ def check_tasks(values: Mapping[str, Any]) -> None:
             raise UserError(f"{name}: a task has {', '.join(known)}")
         if parts[0] == "tasks" and len(parts) == 2 and values[name] is not None:
             raise UserError(f"{name}={values[name]}: a task is several keys, such as {name}.target=...")
-    count = len({name.split(".")[1] for name in values if name.startswith("tasks.")}) or 1
+    count = len(task_names(values)) or 1
     each = values.get("tasks_per_image")
     if isinstance(each, int) and each > count:
         raise UserError(f"tasks_per_image={each}: there are {count} tasks; take at most that many")

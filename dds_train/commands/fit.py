@@ -1,7 +1,6 @@
 """Train a translator."""
 
 import logging
-import os
 import time
 import warnings
 from pathlib import Path
@@ -35,7 +34,8 @@ def run(cfg: DictConfig) -> None:
     resume = find_checkpoint(cfg.resume, output_dir)
     tasks, settings, trainer = build.build_tasks(cfg), build_settings(cfg), build_trainer(cfg, output_dir)
     pl.seed_everything(cfg.seed, verbose=False)
-    pretrained = build.build_pretrained(cfg.teacher, build_rank_device(cfg))
+    device = build.build_rank_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
+    pretrained = build.build_pretrained(cfg.teacher, device)
     source = build.build_source(cfg.data, tasks.values(), pretrained)
     source.prepare()
     bank = embed_tasks(source, tasks, cfg.loss.get("negative"), pretrained)
@@ -84,19 +84,12 @@ def build_settings(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def build_rank_device(cfg: DictConfig) -> str:
-    device = build.build_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
-    # Not every rank's teacher on the first card.
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
-
-
 def embed_tasks(source: Source, tasks: dict[str, Task], negative: str | None, pretrained: Pretrained) -> TaskBank:
     """From the table beside the shards; the text encoder is loaded only for what that lacks, and let go."""
     captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
     table = (source.prompts if isinstance(source, ShardSource) else None) or PromptTable({})
-    missing = table.missing([*all_prompts(tasks.values(), captions), *([negative] if negative else [])])
-    if missing:
-        table = PromptTable({**table.rows, **PromptTable.of(pretrained.text_encoder(), missing).rows})
+    said = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
+    table = table.completed(said, pretrained.text_encoder)
     pretrained.release("text_encoder")
     return TaskBank.embed(tasks, table, captions, negative)
 

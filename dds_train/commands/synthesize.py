@@ -17,9 +17,7 @@ from dds_train.translator import all_prompts
 
 def run(cfg: DictConfig) -> None:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = build.build_device(cfg.device)
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = build.build_rank_device(cfg.device)
     pretrained = build.build_pretrained(cfg.teacher, device)
     templates: Any = OmegaConf.to_container(cfg.prompts) if OmegaConf.is_config(cfg.prompts) else cfg.prompts
     if not templates:

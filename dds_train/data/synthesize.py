@@ -192,11 +192,10 @@ def _npy(z: Tensor) -> bytes:
 def _add_prompts(pretrained: Pretrained, folder: Path, prompts: Sequence[str]) -> None:
     path = folder / TABLE
     table = PromptTable.load(path) if path.exists() else PromptTable({})
-    missing = table.missing(prompts)
-    if missing:
-        table = PromptTable({**table.rows, **PromptTable.of(pretrained.text_encoder(), missing).rows})
+    completed = table.completed(prompts, pretrained.text_encoder)
+    if completed is not table:
         partial = folder / f".{TABLE}.partial"
-        table.save(partial)
+        completed.save(partial)
         os.replace(partial, path)
 
 

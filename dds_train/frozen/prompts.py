@@ -1,6 +1,6 @@
 """A table of prompt embeddings: each prompt is embedded once, and on disk it stands in for the text encoder."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -27,6 +27,11 @@ class PromptTable:
         wanted = list(dict.fromkeys(["", *prompts]))
         # One at a time: a prompt's embedding does not depend on its company, to the last bit.
         return cls({prompt: encoder.embed(prompt) for prompt in wanted})
+
+    def completed(self, prompts: Iterable[str], encoder: Callable[[], TextEncoder]) -> "PromptTable":
+        """With all of `prompts` in it; the encoder is asked for only if some are not there yet."""
+        missing = self.missing(prompts)
+        return PromptTable({**self.rows, **PromptTable.of(encoder(), missing).rows}) if missing else self
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         return [prompt for prompt in dict.fromkeys(["", *prompts]) if prompt not in self.rows]
