@@ -59,12 +59,12 @@ def run(cfg: DictConfig) -> None:
     # In front, because scores want the averaged weights, and the hook of EMA puts the raw ones back.
     trainer.callbacks[:0] = pictures_and_scores(cfg, tasks, source, data, pretrained)  # type: ignore[attr-defined]
     if resume:
-        check_same_task(resume, module.card)
+        check_same_task(*resume, module.card)
     if trainer.is_global_zero:
         build.keep_earlier_metrics(output_dir)
         build.save_config(cfg, output_dir)
         print(summary(module, cfg.batch_size, cfg.trainer.precision, cfg.gradient_checkpointing), flush=True)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume and resume[0], weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
         finish(cfg, trainer, module)
         print(f"done in {(time.time() - began) / 60:.1f} minutes")
@@ -213,28 +213,26 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule) -> 
             print(f"skipped     {callback.total} steps whose gradient was not finite, named in {callback.path}")
 
 
-def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
-    """What to go on from: `auto` takes the run directory's last.ckpt if there is one, or the newest that can be read."""
+def find_checkpoint(resume: str, output_dir: Path) -> tuple[Path, TranslatorCard] | None:
+    """What to go on from, and its card: `auto` takes the run directory's last.ckpt if there is one, or the newest that can be
+    read."""
     if resume == "never":
         return None
     if resume != "auto":
-        return Path(resume)
+        return Path(resume), read_card(Path(resume))
     folder = output_dir / "checkpoints"
     paths = [p for p in (folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)) if p.exists()]
     for path in paths:
         try:
-            read_card(path)
+            return path, read_card(path)
         except UserError:
             print(f"note: {path} is damaged", flush=True)
-        else:
-            return path
     if paths:
         raise UserError(f"{folder}: no checkpoint there can be read; resume=never starts over")
     return None
 
 
-def check_same_task(path: Path, card: TranslatorCard) -> None:
-    saved = read_card(path)
+def check_same_task(path: Path, saved: TranslatorCard, card: TranslatorCard) -> None:
     for field in ("tasks", "teacher", "translator"):
         if getattr(saved, field) != getattr(card, field):
             raise UserError(
