@@ -47,6 +47,7 @@ def run(cfg: DictConfig) -> None:
     translator = build.build_translator(cfg.translator, teacher)
     if cfg.gradient_checkpointing:
         translator.enable_gradient_checkpointing()
+        teacher.enable_gradient_checkpointing()  # for losses that differentiate it
     module = DistillationModule(
         translator=translator,
         teacher=teacher,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.guidance import Condition
 from dds_train.distillation.inject import Distilled, inject
 from dds_train.distillation.noise import NoiseSchedule, ScoreModel
@@ -32,6 +33,7 @@ TERMS = {
     "change": "z_target - z_source",
 }
 Sum = dict[str, Tensor | float]
+Row = tuple[Tensor, Tensor, Tensor]  # noised latents [N,C,h,w], steps [N], prompts [N,L,D]
 
 
 def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
@@ -172,25 +174,39 @@ def linear_loss(
             "edit_target": target.text,
             "edit_source": for_edits(source.text, z_target),
             "edit_null": target.null,
-            "edit_negative": target.negative,
+            "edit_negative": target.text if target.negative is None else target.negative,
             "input_source": source.text,
             "input_null": source.null,
         }
         z_t = teacher.schedule.add_noise(z_target, edit_eps, edit_t)
         zs_t = teacher.schedule.add_noise(z_source, eps, t)
-        asked = [term for term in said if term in used]
         if "edit_negative" in used and target.negative is None:
             raise ValueError(f"loss {name} needs a negative prompt")
-        rows = [(z_t, edit_t, said[term]) if term.startswith("edit") else (zs_t, t, said[term]) for term in asked]
-        values = {"eps": eps, "change": z_target - for_edits(z_source, z_target)}
-        if rows:
-            answers = teacher.predict_eps(*(torch.cat(column) for column in zip(*rows, strict=True)))  # type: ignore[arg-type]
-            values |= zip(asked, answers.split([len(row[0]) for row in rows]), strict=True)
+        asked = [term for term in said if term in used]
+        rows = {one: (z_t, edit_t, said[one]) if one.startswith("edit") else (zs_t, t, said[one]) for one in asked}
+        values = {"eps": eps, "change": z_target - for_edits(z_source, z_target)} | predict(teacher, rows)
         grad = sum((used[term] * for_edits(values[term], z_target) for term in used), torch.zeros_like(z_target))
         if name in NORMALISED:
             grad = guidance * grad / grad.std(dim=(1, 2, 3), keepdim=True)
         grad = w_t(teacher.schedule, edit_t, weight) * grad
     return inject(z_target, grad)
+
+
+def predict(teacher: ScoreModel, rows: dict[str, Row]) -> dict[str, Tensor]:
+    """The teacher's predictions for each term's rows, from one batched call, or from two if it
+    remembers what it said about inputs."""
+    if isinstance(teacher, SourceCache):
+        inputs = {term: row for term, row in rows.items() if term.startswith("input")}
+        edits = {term: row for term, row in rows.items() if term not in inputs}
+        return together(teacher.predict_input, inputs) | together(teacher.predict_eps, edits)
+    return together(teacher.predict_eps, rows)
+
+
+def together(ask: Callable[..., Tensor], rows: dict[str, Row]) -> dict[str, Tensor]:
+    if not rows:
+        return {}
+    answers = ask(*(torch.cat(column) for column in zip(*rows.values(), strict=True)))
+    return dict(zip(rows, answers.split([len(z_t) for z_t, _, _ in rows.values()]), strict=True))
 
 
 def for_edits(x: Tensor, z_target: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ A new linear loss is an entry in `linear.LINEAR`; one of another kind is a file 
 from collections.abc import Callable
 from functools import partial
 
+from dds_train.distillation.contrastive import cds_loss
 from dds_train.distillation.fixed_point import ids_loss
 from dds_train.distillation.inject import Distilled
 from dds_train.distillation.linear import LINEAR, linear_loss
 
 Loss = Callable[..., Distilled]
-LOSSES: dict[str, Loss] = {**{name: partial(linear_loss, name) for name in LINEAR}, "ids": ids_loss}
+LOSSES: dict[str, Loss] = {**{name: partial(linear_loss, name) for name in LINEAR}, "cds": cds_loss, "ids": ids_loss}
 dds_loss, sds_loss = LOSSES["dds"], LOSSES["sds"]
