@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -15,11 +15,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from torch import Tensor
 
 from dds_train.data.source import Source
 from dds_train.data.synthetic import SyntheticSource
+from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.linear import WEIGHTS
 from dds_train.distillation.losses import LOSSES, Loss
+from dds_train.distillation.noise import ScoreModel
+from dds_train.editing.store import TensorStore
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained, Teacher
 from dds_train.training.schedules import Ramp
@@ -67,6 +71,15 @@ def build_loss(cfg: DictConfig) -> Loss:
     if options.get("weight", "one") not in WEIGHTS:
         raise UserError(f"loss.weight={options['weight']}: take {' or '.join(WEIGHTS)}")
     return partial(LOSSES[name], **options)
+
+
+def build_cache(spec: str | None, teacher: Teacher, pretrained: Pretrained) -> ScoreModel:
+    """The teacher, or one that remembers what it said about inputs: in "memory" or in the file `spec`."""
+    if spec is None:
+        return teacher
+    store: MutableMapping[str, Tensor] = {} if spec == "memory" else TensorStore(spec)
+    where = teacher.device.type  # other devices round differently
+    return SourceCache(teacher, store, f"{pretrained.fingerprint('unet', 'scheduler')}/{teacher.dtype}/{where}")
 
 
 def build_translator(cfg: DictConfig, teacher: Teacher) -> Any:

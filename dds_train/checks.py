@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dds_train.data.manifest import is_manifest, read_manifest
 from dds_train.data.paths import find_images, find_shards
 from dds_train.errors import UserError
 
@@ -41,13 +42,19 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "sentinels.every": (1, None),
     "sentinels.after": (0, 1),
     "translator.rank": (1, None),
+    "feather": (0, None),
+    "early_stop.window": (1, None),
+    "early_stop.tolerance": (0, 1),
+    "auto_mask.step": (0, None),
+    "auto_mask.maps": (1, None),
+    "auto_mask.threshold": (0, 1),
     "trainer.max_steps": (1, None),
     "trainer.accumulate_grad_batches": (1, None),
 }
 
 
 def check_missing(command: str, values: Mapping[str, Any]) -> None:
-    said = [key for key in ("source", "target") if tasks_say(values, key)]
+    said = [key for key in ("source", "target") if tasks_say(values, key) or manifest_says(values, key)]
     missing = sorted(key for key, value in values.items() if value == "???" and key not in said)
     if missing:
         wanted = " ".join(f"{key}=..." for key in missing)
@@ -58,6 +65,12 @@ def tasks_say(values: Mapping[str, Any], key: str) -> bool:
     """Whether every task brings its own source, or target."""
     tasks = task_names(values)
     return bool(tasks) and all(values.get(f"tasks.{task}.{key}") for task in tasks)
+
+
+def manifest_says(values: Mapping[str, Any], key: str) -> bool:
+    """Whether every line of the list of edits brings its own source, or target."""
+    spec = values.get("image")
+    return is_manifest(spec) and all(getattr(entry, key) for entry in read_manifest(spec))
 
 
 def task_names(values: Mapping[str, Any]) -> set[str]:
@@ -97,7 +110,8 @@ def check_kinds(usual: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         else:
             continue
         if not fits:
-            raise UserError(f"{key}={value}: expected {wanted}, such as {default}")
+            example = f"[{','.join(map(str, default))}]" if isinstance(default, list) else default
+            raise UserError(f"{key}={value}: expected {wanted}, such as {example}")
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
@@ -120,6 +134,9 @@ def check_paths(values: Mapping[str, Any]) -> None:
         specs = values.get(key) or []
         for spec in [specs] if isinstance(specs, (str, int)) else specs:
             find(str(spec), key)
+    mask = values.get("mask")
+    if mask not in (None, "auto") and not Path(str(mask)).exists():
+        raise UserError(f"mask={mask}: no such file or folder; give a picture, a folder of them, or auto")
     ckpt = values.get("ckpt")
     if ckpt is not None and not Path(str(ckpt)).exists():
         raise UserError(f"ckpt={ckpt}: no such file or folder; give a .ckpt of fit or its translator/ folder")

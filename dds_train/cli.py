@@ -31,6 +31,7 @@ COMMANDS = {
 TEXT_KEYS = {
     "source", "target", "instruction", "prompt", "prompts", "image", "ckpt", "output_dir", "output", "resume",
     "teacher.path", "data.path", "data.prompts", "clip.model", "loss.negative",
+    "mask", "cache",
 }  # fmt: skip
 OPEN = ("tasks.", "words.", "data.words.")  # groups whose keys users name
 TASK_TEXT = re.compile(r"tasks\.[^.]+\.(source|target|instruction)")

@@ -14,6 +14,7 @@ from dds_train.data.paths import find_images
 @dataclass(frozen=True)
 class Picture:
     image: Tensor  # [1,3,H,W] in [-1,1]
+    original: Tensor  # [1,3,H0,W0], before it was scaled down
 
     @property
     def size(self) -> tuple[int, int]:
@@ -35,13 +36,13 @@ def find_pictures(spec: str | Sequence[str]) -> list[tuple[str, Path]]:
 
 def read_picture(path: Path, max_side: int | None) -> Picture:
     """Scaled down if its longer side has more than `max_side` pixels. Raises UserError if it is not a picture."""
-    image = read_image(path)[None]
+    image = original = read_image(path)[None]
     if max_side is not None:
         scale = max_side / max(image.shape[-2:])
         if scale < 1:
             size = [max(1, round(side * scale)) for side in image.shape[-2:]]
             image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-    return Picture(image)
+    return Picture(image, original)
 
 
 def check_readable(pictures: Sequence[tuple[str, Path]]) -> None:

@@ -1,68 +1,166 @@
-"""Edit pictures one at a time, by descent on their latents."""
+"""Edit pictures by descent on their latents."""
 
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.inputs import check_readable, find_pictures, read_picture
-from dds_train.data.images import overview, save_image, strip
-from dds_train.editing.optimize import optimize_latent
+from dds_train.commands.edits import AUTO, Batch, is_done, load_batch, make_batches, plan_edits, settings
+from dds_train.commands.inputs import read_picture
+from dds_train.data.images import overview, read_image, save_animation, save_image, strip
+from dds_train.editing.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
+from dds_train.editing.optimize import Stall, Step, optimize_latent
 from dds_train.errors import UserError
+from dds_train.frozen import Pretrained
 
 UNUSED = ("data", "translator", "trainer", "logger")
+WAYS = ("strip", "gif", "mp4")
 
 
 def run(cfg: DictConfig) -> None:
-    pictures = find_pictures(cfg.image)
-    check_readable(pictures)
-    device = build.build_device(cfg.device)
-    pretrained = build.build_pretrained(cfg.teacher, device)
-    loss = build.build_loss(cfg.loss)
-    optimizer, scheduler = build.build_partial(cfg.optimizer), build.build_partial(cfg.scheduler)
-    teacher, codec, text = pretrained.teacher(), pretrained.codec(), pretrained.text_encoder()
-    source, target = text.condition(cfg.source), text.condition(cfg.target, cfg.loss.get("negative"))
-    t_range = build.build_t_range(cfg.t_range, len(teacher.schedule))
-
-    output_dir = Path(cfg.output_dir)
-    build.save_config(cfg, output_dir, unused=UNUSED)
-    pairs = []
-    with tqdm(total=len(pictures) * cfg.steps, desc="optimize", unit="step") as bar:
-        for name, path in pictures:
-            picture = read_picture(path, cfg.max_side)
-            way = [picture.image]
-            z = z_source = codec.encode(picture.image)
-            for step in optimize_latent(
-                teacher,
-                z_source,
-                source,
-                target,
-                loss=loss,
-                steps=cfg.steps,
-                guidance=cfg.guidance,
-                t_range=t_range,
-                seed=cfg.seed,
-                optimizer=optimizer,
-                scheduler=scheduler,
-            ):
-                z = step.z
-                if is_snapshot(step.index, cfg.steps, cfg.snapshots):
-                    way.append(codec.decode(z, picture.size).cpu())
-                bar.update()
-                bar.set_postfix(image=name, grad_rms=f"{step.grad_rms:.4f}", refresh=False)
-            if not torch.isfinite(z).all():
-                raise UserError(f"{path}: the latent left the finite numbers; lower lr={cfg.lr} or guidance={cfg.guidance}")
-            result = codec.decode(z, picture.size).cpu()
-            save_image(result[0], output_dir / f"{name}.png")
-            save_image(strip([torch.cat([picture.image, result])]), output_dir / f"{name}_before_after.png")
-            if cfg.snapshots:
-                save_image(strip([torch.cat(way)]), output_dir / f"{name}_steps.png")
-            pairs.append((picture.image[0], result[0]))
-    if len(pairs) > 1:
+    check_choices(cfg)
+    edits = plan_edits(cfg)
+    pretrained = build.build_pretrained(cfg.teacher, build.build_device(cfg.device))
+    output_dir, common = Path(cfg.output_dir), shared_settings(cfg, pretrained)
+    todo = [edit for edit in edits if not is_done(output_dir, edit, settings(edit, common))]
+    batches = make_batches(todo, cfg.batch_size, cfg.max_side)
+    if len(todo) < len(edits):
+        print(f"{len(edits) - len(todo)} of {len(edits)} edits are in {output_dir} already", flush=True)
+    if batches:
+        editor = Editor(cfg, pretrained)
+        build.save_config(cfg, output_dir, unused=UNUSED)
+        with tqdm(total=len(batches) * cfg.steps, desc="optimize", unit="step") as bar:
+            for planned in batches:
+                editor.edit(load_batch(planned, cfg.max_side), output_dir, common, bar)
+    if len(edits) > 1:
+        pairs = [(read_picture(e.image, cfg.max_side).image[0], read_image(output_dir / f"{e.name}.png")) for e in edits[:64]]
         save_image(overview(pairs), output_dir / "before_after.png")
-    print(f"{len(pairs)} pictures in {output_dir}", flush=True)
+    print(f"{len(edits)} {'edit' if len(edits) == 1 else 'edits'} in {output_dir}", flush=True)
+
+
+def check_choices(cfg: DictConfig) -> None:
+    unknown = [one for one in cfg.way if one not in WAYS]
+    if unknown:
+        raise UserError(f"way=[{','.join(cfg.way)}]: there are {', '.join(WAYS)}")
+    if "mp4" in cfg.way and not importlib.util.find_spec("imageio_ffmpeg"):
+        raise UserError("way=[mp4] needs ffmpeg: pip install imageio imageio-ffmpeg, or take way=[gif]")
+    if cfg.exact_background not in ("auto", True, False):
+        raise UserError(f"exact_background={cfg.exact_background}: take auto, true or false")
+
+
+def shared_settings(cfg: DictConfig, pretrained: Pretrained) -> dict[str, Any]:
+    """What determines the files of all edits of a run."""
+    keys = ["loss", "optimizer", "scheduler", "steps", "guidance", "t_range", "early_stop", "auto_mask", "feather", "max_side"]
+    keys += ["exact_background", "snapshots", "way"]
+    used = {k: OmegaConf.to_container(cfg[k], resolve=True) if OmegaConf.is_config(cfg[k]) else cfg[k] for k in keys}
+    weights = pretrained.fingerprint("unet", "vae", "text_encoder", "scheduler")
+    return {**used, "teacher": {"path": pretrained.path, "weights": weights, "dtype": str(pretrained.dtype)}}
+
+
+class Editor:
+    """What all batches share. `cfg` is that of optimize."""
+
+    def __init__(self, cfg: DictConfig, pretrained: Pretrained) -> None:
+        self.cfg, self.codec, self.text = cfg, pretrained.codec(), pretrained.text_encoder()
+        teacher = pretrained.teacher()
+        self.t_range = build.build_t_range(cfg.t_range, len(teacher.schedule))
+        build.build_t_range([cfg.auto_mask.step, cfg.auto_mask.step + 1], len(teacher.schedule))
+        self.loss = build.build_loss(cfg.loss)
+        self.optimizer, self.scheduler = build.build_partial(cfg.optimizer), build.build_partial(cfg.scheduler)
+        if cfg.gradient_checkpointing:
+            teacher.enable_gradient_checkpointing()
+        self.teacher = build.build_cache(cfg.cache, teacher, pretrained)
+
+    def edit(self, batch: Batch, output_dir: Path, common: dict[str, Any], bar: Any) -> None:
+        """Make the edits of `batch` and write them. The record of an edit comes last: what has one is complete."""
+        began = time.perf_counter()
+        z_source = self.codec.encode(torch.cat([picture.image for picture in batch.pictures]))
+        masks = self.latent_masks(batch, z_source)
+        way = [z_source.repeat_interleave(batch.edits_each, dim=0)]
+        for step in self.descend(batch, z_source, masks):
+            if is_snapshot(step.index, self.cfg.steps, self.cfg.snapshots):
+                way.append(step.z)
+            if bar.update():
+                bar.set_postfix(edit=batch.edits[0].name, grad_rms=f"{step.grad_rms.item():.4f}", refresh=False)
+        bar.update(self.cfg.steps - step.index)
+        if step.z is not way[-1]:
+            way.append(step.z)
+        seconds = round((time.perf_counter() - began) / len(batch.edits), 3)
+        for number, edit in enumerate(batch.edits):
+            if not torch.isfinite(step.z[number]).all():
+                remedy = f"lower lr={self.cfg.lr} or guidance={self.cfg.guidance}"
+                raise UserError(f"{edit.image}: the latent left the finite numbers; {remedy}")
+            mask = None if masks is None else masks[number : number + 1]
+            self.write(batch, number, [z[number : number + 1] for z in way], mask, output_dir / edit.name)
+            result = {"steps": int(step.steps[number]), "seconds": seconds}
+            record = {"settings": settings(edit, common), "result": result}
+            (output_dir / f"{edit.name}.json").write_text(json.dumps(record, indent=2))
+
+    def descend(self, batch: Batch, z_source: Tensor, masks: Tensor | None) -> Iterator[Step]:
+        stop = self.cfg.early_stop
+        return optimize_latent(
+            self.teacher,
+            z_source,
+            self.text.condition([edit.source for edit in batch.firsts]),
+            self.text.condition([edit.target for edit in batch.edits], self.cfg.loss.get("negative")),
+            loss=self.loss,
+            steps=self.cfg.steps,
+            guidance=self.cfg.guidance,
+            t_range=self.t_range,
+            seed=[edit.seed for edit in batch.firsts],
+            mask=masks,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            stall=Stall(stop.window, stop.tolerance) if stop.tolerance > 0 else None,
+        )
+
+    def latent_masks(self, batch: Batch, z_source: Tensor) -> Tensor | None:
+        """[N*M,1,h,w], one for each edit; None if none has a mask."""
+        if all(edit.mask is None for edit in batch.edits):
+            return None
+        masks = []
+        for number, edit in enumerate(batch.edits):
+            z, mask = z_source[number // batch.edits_each][None], batch.mask_of(number)
+            if edit.mask == AUTO:
+                prompts = self.text.condition(edit.source), self.text.condition(edit.target)
+                masks.append(automatic_mask(self.teacher, z, *prompts, seed=edit.seed, **self.cfg.auto_mask))
+            elif mask is None:
+                masks.append(torch.ones_like(z[:, :1]))
+            else:
+                scaled = F.interpolate(mask, batch.pictures[0].size, mode="bilinear", antialias=True)
+                masks.append(latent_mask(scaled, self.codec.factor).to(z))
+        return torch.cat(masks)
+
+    def write(self, batch: Batch, number: int, way: list[Tensor], mask: Tensor | None, path: Path) -> None:
+        """The files of edit `number`, whose latents went `way` (the first is the input's): NAME.png and so on."""
+        edit, picture = batch.edits[number], batch.picture_of(number)
+        decoded = [self.codec.decode(z, picture.size).cpu() for z in way]
+        pixels = batch.mask_of(number)
+        if edit.mask == AUTO and mask is not None:
+            found = pixel_mask(mask.cpu(), self.codec.factor, picture.size)
+            save_image(found[0].expand(3, -1, -1) * 2 - 1, path.with_name(f"{path.name}_mask.png"))
+            pixels = F.interpolate(found, picture.original.shape[-2:], mode="nearest")
+        if self.cfg.exact_background is True or (self.cfg.exact_background == "auto" and edit.mask is not None):
+            before = picture.original
+            where = torch.ones_like(before[:, :1]) if pixels is None else feathered(pixels, self.cfg.feather)
+            frames = [before, *(on_background(before, where, decoded[0], after) for after in decoded[1:])]
+        else:
+            before, frames = picture.image, [picture.image, *decoded[1:]]
+        save_image(frames[-1][0], path.with_name(f"{path.name}.png"))
+        save_image(strip([torch.cat([before, frames[-1]])]), path.with_name(f"{path.name}_before_after.png"))
+        if self.cfg.snapshots and "strip" in self.cfg.way:
+            save_image(strip([torch.cat(frames)]), path.with_name(f"{path.name}_steps.png"))
+        for kind in {"gif", "mp4"} & set(self.cfg.way):
+            save_animation([frame[0] for frame in frames], path.with_name(f"{path.name}_steps.{kind}"))
 
 
 def is_snapshot(index: int, steps: int, count: int) -> bool:

@@ -6,8 +6,10 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from diffusers.utils import export_to_gif, export_to_video
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
 from dds_train.errors import UserError
@@ -58,10 +60,27 @@ def to_pil(image: Tensor) -> Image.Image:
     return to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte())
 
 
+def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """A picture that says where: [1,H,W] in [0,1], white (or transparent) = 1, scaled to `size` = (H, W).
+
+    Raises:
+        UserError: if it cannot be read, or has another aspect.
+    """
+    mask = read_image(path).mean(dim=0)[None, None] / 2 + 0.5
+    (height, width), (own_height, own_width) = size, mask.shape[-2:]
+    if abs(own_height * width - own_width * height) > max(own_height, own_width) * max(height, width) * 0.01:
+        raise UserError(f"{path}: a mask of {own_width} x {own_height} pixels for a picture of {width} x {height}")
+    mask = F.interpolate(mask, size, mode="bilinear", antialias=True)[0] if mask.shape[-2:] != size else mask[0]
+    return torch.where(mask < 0.03, 0, mask)  # what JPEG leaves of black
+
+
 def save_image(image: Tensor, path: str | Path) -> None:
-    """Pixels [3,H,W] in [-1,1] to a file whose extension says the format."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    to_pil(image).save(path)
+    """Pixels [3,H,W] in [-1,1] to a file whose extension says the format. It appears complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}{path.suffix}")
+    to_pil(image).save(partial)
+    partial.replace(path)
 
 
 def strip(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
@@ -77,6 +96,16 @@ def strip(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
 
     blank = torch.ones_like(rows[0][0])
     return join([join([*row, *[blank] * (longest - len(row))], 2) for row in rows], 1)
+
+
+def save_animation(frames: Sequence[Tensor], path: str | Path, fps: int = 8) -> None:
+    """Pictures [3,H,W] of one size as a GIF that loops, or an MP4 (which needs imageio with ffmpeg), by the path's extension.
+    The last one is shown longer."""
+    pictures = [to_pil(frame) for frame in frames]
+    if Path(path).suffix == ".gif":
+        export_to_gif([*pictures, *pictures[-1:] * fps], str(path), fps)
+    else:
+        export_to_video([*pictures, *pictures[-1:] * fps], str(path), fps, macro_block_size=2)
 
 
 def fit_into(image: Tensor, side: int) -> Tensor:

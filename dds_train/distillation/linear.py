@@ -174,14 +174,15 @@ def linear_loss(
             "edit_target": target.text,
             "edit_source": for_edits(source.text, z_target),
             "edit_null": target.null,
-            "edit_negative": target.text if target.negative is None else target.negative,
             "input_source": source.text,
             "input_null": source.null,
         }
+        if "edit_negative" in used:
+            if target.negative is None:
+                raise ValueError(f"loss {name} needs a negative prompt")
+            said["edit_negative"] = target.negative
         z_t = teacher.schedule.add_noise(z_target, edit_eps, edit_t)
         zs_t = teacher.schedule.add_noise(z_source, eps, t)
-        if "edit_negative" in used and target.negative is None:
-            raise ValueError(f"loss {name} needs a negative prompt")
         asked = [term for term in said if term in used]
         rows = {one: (z_t, edit_t, said[one]) if one.startswith("edit") else (zs_t, t, said[one]) for one in asked}
         values = {"eps": eps, "change": z_target - for_edits(z_source, z_target)} | predict(teacher, rows)
@@ -193,8 +194,7 @@ def linear_loss(
 
 
 def predict(teacher: ScoreModel, rows: dict[str, Row]) -> dict[str, Tensor]:
-    """The teacher's predictions for each term's rows, from one batched call, or from two if it
-    remembers what it said about inputs."""
+    """The teacher's predictions for each term: from one batched call, or two if it remembers its answers about inputs."""
     if isinstance(teacher, SourceCache):
         inputs = {term: row for term, row in rows.items() if term.startswith("input")}
         edits = {term: row for term, row in rows.items() if term not in inputs}

@@ -1,0 +1,49 @@
+"""Tensors on disk by key, in one file that several runs can share."""
+
+import sqlite3
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dds_train.errors import UserError
+
+
+class TensorStore(MutableMapping[str, Tensor]):
+    """A dict of tensors in an SQLite file; what is written survives whatever happens to the process next.
+
+    Raises:
+        UserError: if there is such a file already and it is something else, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self.database.execute("PRAGMA journal_mode = WAL")
+            self.database.execute("PRAGMA synchronous = NORMAL")
+            self.database.execute("CREATE TABLE IF NOT EXISTS tensors (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"cache={path}: cannot be used as a cache file ({error}); give another, or delete it") from error
+
+    def __getitem__(self, key: str) -> Tensor:
+        row = self.database.execute("SELECT value FROM tensors WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return load(row[0])["value"]
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        blob = save({"value": value.detach().cpu().contiguous()})
+        self.database.execute("INSERT OR REPLACE INTO tensors VALUES (?, ?)", (key, blob))
+
+    def __delitem__(self, key: str) -> None:
+        if not self.database.execute("DELETE FROM tensors WHERE key = ?", (key,)).rowcount:
+            raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for (key,) in self.database.execute("SELECT key FROM tensors"))
+
+    def __len__(self) -> int:
+        return int(self.database.execute("SELECT count(*) FROM tensors").fetchone()[0])

@@ -1,0 +1,279 @@
+"""Descent on latents: masks, seeds, several edits, coming to rest, and the remembered source branch."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from gaussian import GaussianTeacher, condition, schedule
+from torch import Tensor
+
+from dds_train.distillation import LOSSES, Condition
+from dds_train.distillation.cache import SourceCache
+from dds_train.editing.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
+from dds_train.editing.optimize import Stall, Step, optimize_latent
+from dds_train.editing.store import TensorStore
+from dds_train.errors import UserError
+from dds_train.frozen import Pretrained
+
+TEACHER = GaussianTeacher(schedule())
+
+
+def latents(count: int, seed: int = 0, size: int = 8) -> Tensor:
+    return torch.randn(count, 4, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def joined(*parts: Condition) -> Condition:
+    return Condition(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Condition)))
+
+
+def last(*arguments: object, **settings: object) -> Step:
+    *_, step = optimize_latent(*arguments, **{"steps": 12, "lr": 0.05, "guidance": 3.0, **settings})  # type: ignore[arg-type]
+    return step
+
+
+# ---------------------------------------------------------------- many at once
+
+
+def test_several_edits_of_several_images_are_as_if_each_were_alone() -> None:
+    z, source, targets = latents(2), condition(0.2), [condition(1.5), condition(-2.0)]
+    together = last(TEACHER, z, source, joined(*targets, *targets), loss="sds", seed=[3, 4]).z
+    assert len(together) == 4
+    for image in range(2):
+        for number, target in enumerate(targets):
+            alone = last(TEACHER, z[image : image + 1], source, target, loss="sds", seed=3 + image).z
+            torch.testing.assert_close(together[2 * image + number], alone[0])
+
+
+def test_a_seed_is_an_images_own() -> None:
+    z = latents(1).expand(3, -1, -1, -1)
+    a, b, c = last(TEACHER, z, condition(0.2), condition(1.5), loss="sds", seed=[1, 2, 1]).z
+    assert torch.equal(a, c)
+    assert not torch.allclose(a, b)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"seed": [1, 2]}, "one seed"),
+        ({"mask": torch.ones(1, 1, 4, 4)}, "a mask"),
+        ({"mask": torch.ones(2, 1, 8, 8)}, "a mask"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_refused(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        optimize_latent(TEACHER, latents(3), condition(0.2), condition(1.5), **wrong)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_mask_holds_for_every_loss(tiny: Callable[[str], Path], name: str) -> None:
+    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    z, mask = latents(2).float(), torch.zeros(2, 1, 8, 8)
+    mask[0, :, :3], mask[1, :, :, 4:] = 1, 1
+    text = torch.randn(3, 1, 5, 32, generator=torch.Generator().manual_seed(1))
+    source, target = Condition(text[0], text[1], text[2]), Condition(text[1] + text[2], text[1], text[2])
+    out = last(teacher, z, source, target, loss=name, steps=2, lr=1.0, mask=mask, optimizer=lambda p: torch.optim.Adam(p)).z
+    moved = (out != z).any(dim=1, keepdim=True)
+    assert torch.equal(moved, mask > 0)
+
+
+def test_the_automatic_mask_is_where_the_prompts_disagree() -> None:
+    class Local(GaussianTeacher):
+        """Says the same under all prompts, but for one corner."""
+
+        def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            same = super().predict_eps(z_t, t, torch.ones_like(text))
+            same[:, :, :3, :2] += text[:, :1, :1, None]
+            return same
+
+    mask = automatic_mask(Local(TEACHER.schedule), latents(2), condition(0.2), condition(1.5))
+    expected = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    expected[:, :, :3, :2] = 1
+    assert torch.equal(mask, expected)
+
+
+def test_a_latent_counts_as_its_most_wanted_pixel() -> None:
+    mask = torch.zeros(1, 1, 13, 10)
+    mask[0, 0, 12, 9] = 0.7
+    small = latent_mask(mask, 4)
+    assert small.shape == (1, 1, 4, 3)
+    assert small[0, 0, 3, 2] == 0.7
+    assert small.sum() == 0.7
+    large = pixel_mask(small, 4, (13, 10))
+    assert large.shape == mask.shape
+    assert (large[0, 0, 12:, 8:] == 0.7).all()
+
+
+@pytest.mark.parametrize("radius", [0, 0.4, 1, 2, 5.5])
+def test_a_feather_stays_within_the_mask(radius: float) -> None:
+    mask = torch.zeros(1, 1, 40, 50)
+    mask[..., 10:30, 15:] = 1
+    mask[..., 0:20, 40:] = 1  # with a corner that lies within
+    soft = feathered(mask, radius)
+    assert soft.shape == mask.shape
+    assert (soft[mask == 0] == 0).all()
+    assert soft.max() <= 1
+    torch.testing.assert_close(soft[0, 0, 25, 30:], torch.ones(20), atol=1e-3, rtol=0)  # inside, and at the picture's edge
+    edge = soft[0, 0, 25, 15:30]
+    assert (edge.diff() >= -1e-6).all()
+    assert (edge[0] < 0.9) == (radius >= 1)
+
+
+def test_the_background_keeps_its_bits() -> None:
+    image = torch.randint(0, 256, (1, 3, 30, 20), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
+    before, after = torch.randn(2, 1, 3, 30, 20, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 1, 30, 20)
+    mask[..., 5:9, :] = 0.5
+    out = on_background(image, mask, before, after)
+    outside = mask.expand_as(image) == 0
+    assert torch.equal(out[outside], image[outside])
+    wanted = (image + 0.5 * (after - before)).clamp(-1, 1)
+    torch.testing.assert_close(out[~outside], wanted[~outside])
+    # What the codec loses of an image that is not edited comes back, also when it worked on a smaller one.
+    small = torch.randn(1, 3, 15, 10)
+    assert torch.equal(on_background(image, torch.ones_like(mask), small, small), image)
+
+
+# ---------------------------------------------------------------- coming to rest
+
+
+def test_an_edit_at_rest_stays_and_the_others_go_on() -> None:
+    z = latents(2)
+    # For a Gaussian teacher DDS is a straight pull; a learning rate that dies stands for an edit that has arrived.
+    settings = {"steps": 60, "scheduler": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.7)}
+    source, target = condition(0.2), condition(1.5)
+    steps = list(optimize_latent(TEACHER, z, source, target, stall=Stall(5, 0.01), guidance=3.0, lr=0.3, **settings))
+    free = list(optimize_latent(TEACHER, z, source, target, guidance=3.0, lr=0.3, **settings))
+    assert 10 <= len(steps) < len(free) == 60
+    assert steps[-1].steps.tolist() == [len(steps)] * 2
+    torch.testing.assert_close(steps[-1].z, free[len(steps) - 1].z)
+
+
+def test_each_edit_rests_for_itself() -> None:
+    """One target is the source itself, where nothing moves: after two windows it is at rest, while the other goes on."""
+    z = latents(1)
+    both = joined(condition(0.2), condition(1.5))
+    steps = list(optimize_latent(TEACHER, z, condition(0.2), both, stall=Stall(5, 0.01), guidance=3.0, lr=0.001, steps=30))
+    assert steps[-1].steps.tolist() == [10, 30]
+    assert torch.equal(steps[-1].z[0], z[0])
+
+
+def test_momentum_does_not_carry_an_edit_at_rest_away() -> None:
+    class Halts(Stall):
+        def update(self, z: Tensor, start: Tensor) -> Tensor:
+            super().update(z, start)
+            return torch.tensor([self.seen == 3, False])
+
+    targets = joined(condition(1.5), condition(1.5))
+    way = [
+        step.z
+        for step in optimize_latent(
+            TEACHER,
+            latents(1),
+            condition(0.2),
+            targets,
+            stall=Halts(),
+            steps=8,
+            optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
+        )
+    ]
+    assert torch.equal(way[2][0], way[-1][0])
+    assert not torch.allclose(way[2][1], way[-1][1])
+
+
+# ---------------------------------------------------------------- the remembered source branch
+
+
+class Counting(GaussianTeacher):
+    rows = 0
+
+    def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        Counting.rows += len(z_t)
+        return super().predict_eps(z_t, t, text)
+
+
+def counted(run: Callable[[], Step]) -> tuple[int, Step]:
+    Counting.rows = 0
+    step = run()
+    return Counting.rows, step
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_second_edit_of_an_image_asks_half_as_much(tmp_path: Path, on_disk: bool) -> None:
+    store = TensorStore(tmp_path / "new" / "cache.sqlite") if on_disk else {}
+    z, source = latents(2), condition(0.2, 2)
+    cached = SourceCache(Counting(TEACHER.schedule), store)
+    first, edit = counted(lambda: last(cached, z, source, condition(1.5)))
+    assert first == 12 * 2 * 4
+    assert torch.equal(edit.z, last(Counting(TEACHER.schedule), z, source, condition(1.5)).z)
+    if on_disk:
+        cached = SourceCache(Counting(TEACHER.schedule), TensorStore(tmp_path / "new" / "cache.sqlite"))
+    again, same = counted(lambda: last(cached, z, source, condition(1.5)))
+    assert again == 12 * 2 * 2
+    assert torch.equal(same.z, edit.z)
+    other, edit = counted(lambda: last(cached, z, source, condition(-2.0), guidance=5.0, lr=0.01))
+    assert other == 12 * 2 * 2
+    assert torch.equal(edit.z, last(TEACHER, z, source, condition(-2.0), guidance=5.0, lr=0.01).z)
+
+
+@pytest.mark.parametrize("change", ["image", "prompt", "seed", "model", "range"])
+def test_nothing_is_taken_for_something_else(change: str) -> None:
+    store: dict[str, Tensor] = {}
+    z, prompt = latents(1), 0.2
+    settings: dict[str, object] = {"loss": "dds", "seed": 0, "t_range": (50, 950)}
+    last(SourceCache(TEACHER, store, "a"), z, condition(prompt), condition(1.5), **settings)
+    model, mine = "a", Counting(TEACHER.schedule)
+    if change == "image":
+        z = z + 1e-9
+    elif change == "prompt":
+        prompt = 0.2 + 1e-9
+    elif change == "seed":
+        settings["seed"] = 1
+    elif change == "range":
+        settings["t_range"] = (51, 950)
+    else:
+        model = "b"
+    rows, _ = counted(lambda: last(SourceCache(mine, store, model), z, condition(prompt), condition(1.5), **settings))
+    # Of a changed prompt the half without one is still known.
+    assert rows == 12 * (3 if change == "prompt" else 4)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_every_loss_is_the_same_with_a_memory(tiny: Callable[[str], Path], name: str) -> None:
+    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    text = torch.randn(3, 1, 5, 32, generator=torch.Generator().manual_seed(1))
+    source, target = Condition(text[0], text[1], text[2]), Condition(text[1] + text[2], text[1], text[2])
+    z, cached = latents(1).float(), SourceCache(teacher, {})
+    plain = last(teacher, z, source, target, loss=name, steps=2).z
+    for _ in range(2):
+        torch.testing.assert_close(last(cached, z, source, target, loss=name, steps=2).z, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_one_image_twice_in_a_batch_is_asked_once() -> None:
+    z = latents(1).expand(2, -1, -1, -1)
+    cached = SourceCache(Counting(TEACHER.schedule), {})
+    rows, _ = counted(lambda: last(cached, z, condition(0.2), joined(condition(1.5), condition(-2.0)), steps=1))
+    assert rows == 2 + 4
+    assert (cached.asked, cached.found) == (4, 2)
+
+
+def test_a_store_is_a_dict_of_tensors(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path / "a.sqlite")
+    store["a"], store["b"] = torch.arange(3.0), torch.ones(2, 2, dtype=torch.float16)
+    store["a"] = torch.zeros(1)
+    assert sorted(store) == ["a", "b"]
+    assert len(store) == 2
+    assert store["b"].dtype == torch.float16
+    assert "c" not in store
+    del store["b"]
+    with pytest.raises(KeyError):
+        store["b"]
+    with pytest.raises(KeyError):
+        del store["b"]
+    (tmp_path / "b.sqlite").write_text("not a data base, but a text that is long enough to be looked at" * 20)
+    with pytest.raises(UserError, match="cannot be used as a cache"):
+        TensorStore(tmp_path / "b.sqlite")
