@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor
 
+from dds_train.cli import CONF
 from dds_train.data.source import Source
 from dds_train.data.synthetic import SyntheticSource
 from dds_train.distillation.cache import SourceCache
@@ -61,11 +62,24 @@ def build_pretrained(cfg: DictConfig, device: str) -> Pretrained:
     return Pretrained(str(cfg.path), device, auto if cfg.dtype == "auto" else DTYPES[cfg.dtype])
 
 
+def load_loss(name: str, options: dict[str, Any]) -> DictConfig:
+    """The group loss as conf/loss/`name`.yaml has it, with some of its options changed."""
+    path = CONF / "loss" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"loss {name}: there are {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
+    usual = OmegaConf.load(path)
+    unknown = [key for key in options if key not in usual]
+    if unknown:
+        raise UserError(f"loss {name} has no option {unknown[0]}; there are {', '.join(str(key) for key in usual)}")
+    return OmegaConf.merge(usual, options)  # type: ignore[return-value]
+
+
 def build_loss(cfg: DictConfig) -> Loss:
     """`cfg` is the group loss: a name in LOSSES and its options; `negative` is a prompt, which goes into the conditions."""
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     name = options.pop("name")
-    options.pop("negative", None)
+    if not options.pop("negative", "unused"):
+        raise UserError(f"loss {name} needs a negative prompt: loss.negative='blurry, low quality'")
     if name not in LOSSES:
         raise UserError(f"loss.name={name}: there are {', '.join(LOSSES)}")
     if options.get("weight", "one") not in WEIGHTS:
@@ -118,9 +132,11 @@ def build_ramp(key: str, cfg: DictConfig) -> Ramp:
         raise UserError(f"{key}: {error}") from error
 
 
-def build_t_range(t_range: Sequence[int], steps: int) -> tuple[int, int]:
-    if len(t_range) != 2 or not 0 <= t_range[0] < t_range[1] <= steps:
-        raise UserError(f"t_range={list(t_range)}: give [FIRST,LAST] within [0,{steps}] of the teacher, such as [50,950]")
+def build_t_range(t_range: Sequence[int], steps: int, loss: DictConfig | None = None) -> tuple[int, int]:
+    """Of a teacher with so many steps; `loss` is the group, whose loss may look back a few."""
+    least = loss.get("stride", 0) if loss is not None else 0
+    if len(t_range) != 2 or not least <= t_range[0] < t_range[1] <= steps:
+        raise UserError(f"t_range={list(t_range)}: give [FIRST,LAST] within [{least},{steps}] of the teacher, such as [50,950]")
     return t_range[0], t_range[1]
 
 

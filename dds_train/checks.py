@@ -43,6 +43,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "sentinels.after": (0, 1),
     "translator.rank": (1, None),
     "feather": (0, None),
+    "critters": (1, None),
+    "rows": (1, None),
     "early_stop.window": (1, None),
     "early_stop.tolerance": (0, 1),
     "auto_mask.step": (0, None),
@@ -137,9 +139,10 @@ def check_paths(values: Mapping[str, Any]) -> None:
     mask = values.get("mask")
     if mask not in (None, "auto") and not Path(str(mask)).exists():
         raise UserError(f"mask={mask}: no such file or folder; give a picture, a folder of them, or auto")
-    ckpt = values.get("ckpt")
-    if ckpt is not None and not Path(str(ckpt)).exists():
-        raise UserError(f"ckpt={ckpt}: no such file or folder; give a .ckpt of fit or its translator/ folder")
+    given = values.get("ckpt")
+    for ckpt in given if isinstance(given, list) else [given]:
+        if ckpt is not None and not Path(str(ckpt)).exists():
+            raise UserError(f"ckpt={ckpt}: no such file or folder; give a .ckpt of fit or its translator/ folder")
     resume = values.get("resume")
     if resume is not None and resume not in ("auto", "never") and not Path(str(resume)).is_file():
         raise UserError(f"resume={resume}: no such checkpoint; take auto, never, or a .ckpt file of fit")

@@ -25,6 +25,7 @@ COMMANDS = {
     "fit": "train a translator from two sentences",
     "predict": "edit pictures with a trained translator, one pass each",
     "optimize": "edit pictures one at a time, by descent on their latents",
+    "compare": "edit the same pictures with several editors: a table of scores and a picture",
     "synthesize": "let the teacher draw a data set of source images",
 }
 # Values of these keys are free text or paths. Hydra would read commas, brackets and equals signs in them as its own grammar.
@@ -33,7 +34,7 @@ TEXT_KEYS = {
     "teacher.path", "data.path", "data.prompts", "clip.model", "loss.negative",
     "mask", "cache",
 }  # fmt: skip
-OPEN = ("tasks.", "words.", "data.words.")  # groups whose keys users name
+OPEN = ("tasks.", "words.", "data.words.", "editors.", "given.", "change.")  # groups whose keys users name
 TASK_TEXT = re.compile(r"tasks\.[^.]+\.(source|target|instruction)")
 # Beside the package in a checkout, inside it in a wheel.
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())

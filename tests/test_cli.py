@@ -60,6 +60,11 @@ def cat(tmp_path: Path) -> str:
         ("synthesize", ["prompts=a cat", f"output={__file__}"], "is a file"),
         ("synthesize", ["prompts=a cat", "output=x", "count=0"], "count=0: must be at least 1"),
         ("optimize", [*GIVEN, "image=/nowhere"], "image=/nowhere: no such file"),
+        ("optimize", [*GIVEN, f"image={__file__}", "mask=/nowhere"], "mask=/nowhere: no such file or folder"),
+        ("optimize", [*GIVEN, f"image={__file__}", "way=gif"], "expected a list, such as [strip]"),
+        ("optimize", [*GIVEN, f"image={__file__}", "feather=-1"], "feather=-1: must be at least 0"),
+        ("compare", ["only=[dds]", "ckpt=[/nowhere]"], "ckpt=/nowhere: no such file"),
+        ("compare", ["image=/nowhere"], "image=/nowhere: no such file"),
         ("predict", ["ckpt=/nowhere"], "needs image=..."),
     ],
 )
@@ -104,7 +109,7 @@ def test_every_choice_of_every_group_composes(tmp_path: Path) -> None:
         if file.stem in ("folder", "shards"):
             (tmp_path / "one.tar").touch()
             overrides.append(f"data.path={tmp_path if file.stem == 'shards' else 'data/examples'}")
-        check("fit", overrides)
+        check("compare" if group == "editors" else "fit", overrides)
 
 
 @pytest.mark.parametrize(

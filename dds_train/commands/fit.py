@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> None:
         teacher=teacher,
         codec=pretrained.codec() if "image" in data.held_out else None,
         tasks=bank,
-        t_range=build.build_t_range(cfg.t_range, len(teacher.schedule)),
+        t_range=build.build_t_range(cfg.t_range, len(teacher.schedule), cfg.loss),
         card=TranslatorCard(tasks=tasks, teacher=pretrained.path, translator=translator.config),
         **settings,
     )

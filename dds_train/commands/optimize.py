@@ -72,7 +72,7 @@ class Editor:
     def __init__(self, cfg: DictConfig, pretrained: Pretrained) -> None:
         self.cfg, self.codec, self.text = cfg, pretrained.codec(), pretrained.text_encoder()
         teacher = pretrained.teacher()
-        self.t_range = build.build_t_range(cfg.t_range, len(teacher.schedule))
+        self.t_range = build.build_t_range(cfg.t_range, len(teacher.schedule), cfg.loss)
         build.build_t_range([cfg.auto_mask.step, cfg.auto_mask.step + 1], len(teacher.schedule))
         self.loss = build.build_loss(cfg.loss)
         self.optimizer, self.scheduler = build.build_partial(cfg.optimizer), build.build_partial(cfg.scheduler)

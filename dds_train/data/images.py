@@ -1,13 +1,13 @@
 """Reading pictures of every kind, and writing them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from diffusers.utils import export_to_gif, export_to_video
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
@@ -129,6 +129,22 @@ def image_size(pretrained: Pretrained, size: int | None) -> int:
     if size is not None and (size < 1 or size % factor):
         raise UserError(f"data.size={size}: the codec needs a positive multiple of {factor}")
     return size or own
+
+
+def labelled_grid(columns: Mapping[str, Sequence[Tensor]], side: int = 96, gap: int = 2) -> Tensor:
+    """Columns of pictures [3,H,W] of any size, each under its name, as one picture [3,H',W']: a row for each index."""
+    rows = max(map(len, columns.values()))
+    head = 14 * max(len(name.split()) for name in columns) + 6
+    sheet = Image.new("RGB", (len(columns) * (side + gap) - gap, head + rows * (side + gap) - gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, pictures) in enumerate(columns.items()):
+        left = number * (side + gap)
+        draw.multiline_text(
+            (left + side // 2, 2), "\n".join(name.split()), "black", ImageFont.load_default(11), "ma", align="center"
+        )
+        for row, picture in enumerate(pictures):
+            sheet.paste(ImageOps.pad(to_pil(picture), (side, side), color="white"), (left, head + row * (side + gap)))
+    return from_pil(sheet)
 
 
 def overview(pairs: Sequence[tuple[Tensor, Tensor]], side: int = 256, limit: int = 64) -> Tensor:

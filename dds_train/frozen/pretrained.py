@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dds_train.distillation.noise import NoiseSchedule
@@ -77,6 +77,15 @@ class Pretrained:
         """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
         scheduler = _load(DDIMScheduler, self._folder("scheduler"), "scheduler")
         return DPMSolverMultistepScheduler.from_config(scheduler.config, prediction_type="epsilon", timestep_spacing="trailing")
+
+    def ddim(self) -> DDIMScheduler:
+        """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
+        scheduler = _load(DDIMScheduler, self._folder("scheduler"), "scheduler")
+        return DDIMScheduler.from_config(scheduler.config, prediction_type="epsilon", clip_sample=False)
+
+    def ddim_inverse(self) -> DDIMInverseScheduler:
+        """`ddim`, walked the other way."""
+        return DDIMInverseScheduler.from_config(self.ddim().config)
 
     def image_size(self) -> tuple[int, int]:
         """The side in pixels of the teacher's own pictures, and the codec's pixels per latent. Loads no weights."""

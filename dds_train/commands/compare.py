@@ -1,0 +1,153 @@
+"""Editors side by side on the same pictures."""
+
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from dds_train import build
+from dds_train.commands.inputs import check_readable, find_pictures, read_picture
+from dds_train.critters.dataset import to_tensor
+from dds_train.critters.world import Critter, critter
+from dds_train.data.images import labelled_grid, save_image
+from dds_train.editing.editors import EDITORS, Editor, Wish
+from dds_train.errors import UserError
+from dds_train.metrics.clip import Clip
+from dds_train.metrics.critters import score_edit
+
+FIRST = 20_000_000  # critters that neither teachers nor translators have seen
+UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
+Score = Callable[[list[Tensor]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The pictures to edit, what is known of the right results, and how results are scored."""
+
+    batches: list[Tensor]  # each [B,3,H,W] in [-1,1], pictures of one size
+    truths: list[Tensor] | None  # in the same batches
+    score: Score
+
+
+def run(cfg: DictConfig) -> None:
+    chosen = choose(cfg)
+    wish = Wish(build.build_pretrained(cfg.teacher, build.build_device(cfg.device)), cfg.source, cfg.target, cfg.seed)
+    task = picture_task(cfg) if cfg.image is not None else critter_task(cfg)
+    editors = {name: build_editor(name, fields, cfg, wish) for name, fields in chosen.items()}
+    output_dir = Path(cfg.output_dir)
+    build.save_config(cfg, output_dir, unused=UNUSED)
+    scores: dict[str, dict[str, float]] = {}
+    columns = {"input": task.batches, **({"truth": task.truths} if task.truths else {})}
+    for name, edit in tqdm(editors.items(), desc="compare", unit="editor"):
+        # Of the truth, where it is known: the best that any editor behind this codec could do.
+        inputs = task.truths if task.truths and chosen[name]["kind"] == "round_trip" else task.batches
+        began = time.perf_counter()
+        columns[name] = [edit(batch) for batch in inputs]
+        seconds = (time.perf_counter() - began) / sum(map(len, inputs))
+        scores[name] = {**task.score(columns[name]), "s / image": seconds}
+    table = as_table(scores)
+    (output_dir / "table.md").write_text(table)
+    (output_dir / "scores.json").write_text(json.dumps(scores, indent=2))
+    shown = {name: [one for batch in batches for one in batch][: cfg.rows] for name, batches in columns.items()}
+    save_image(labelled_grid(shown), output_dir / "picture.png")
+    count = sum(map(len, task.batches))
+    print(f'{count} pictures, "{cfg.source}" -> "{cfg.target}"\n\n{table}\npicture  {output_dir / "picture.png"}', flush=True)
+
+
+def choose(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """name -> the fields of its configuration: the editors wanted, and the translators."""
+    known: dict[str, dict[str, Any]] = OmegaConf.to_container(cfg.editors, resolve=True)  # type: ignore[assignment]
+    wanted = list(known) if cfg.only is None else list(cfg.only)
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"only=[{','.join(wanted)}]: no editor {name}; there are {', '.join(known)}")
+    editors = {name: {"kind": "optimize", **known[name]} for name in wanted}
+    for ckpt in [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt or []:
+        for strength in cfg.strengths:
+            name = f"translator {Path(ckpt).resolve().parent.name}" + ("" if list(cfg.strengths) == [1] else f" {strength:g}")
+            editors[name] = {"kind": "translator", "ckpt": str(ckpt), "strength": strength}
+    for name, fields in editors.items():
+        if fields["kind"] not in EDITORS:
+            raise UserError(f"editors.{name}.kind={fields['kind']}: there are {', '.join(EDITORS)}")
+    return editors
+
+
+def build_editor(name: str, fields: dict[str, Any], cfg: DictConfig, wish: Wish) -> Editor:
+    make, given = EDITORS[fields["kind"]], {key: value for key, value in fields.items() if key != "kind"}
+    if fields["kind"] == "optimize":
+        loss = build.load_loss(given.pop("loss", "dds"), given.pop("options", {}))
+        usual = {key: cfg[key] for key in ("steps", "lr", "guidance", "t_range")}
+        given = {**usual, "negative": loss.get("negative"), **given, "loss": build.build_loss(loss)}
+        given["t_range"] = build.build_t_range(given["t_range"], len(wish.parts.teacher().schedule), loss)
+    known = [key for key in inspect.signature(make).parameters if key != "wish"]
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise UserError(
+            f"editors.{name}.{unknown[0]}: an editor of kind {fields['kind']} has {', '.join(known) or 'no options'}"
+        )
+    try:
+        return make(wish, **given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"editors.{name}: {error}") from error
+
+
+# ---------------------------------------------------------------- what is edited, and what counts
+
+
+def critter_task(cfg: DictConfig) -> Task:
+    """`cfg.critters` unseen ones, with exact truths."""
+    given, change = (OmegaConf.to_container(part, resolve=True) for part in (cfg.given, cfg.change))
+    try:
+        sources = [critter(FIRST + number, **given) for number in range(cfg.critters)]  # type: ignore[arg-type]
+        targets = [source.replaced(**change) for source in sources]  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"given and change: {error}") from error
+    if any(source == target for source, target in zip(sources, targets, strict=True)):
+        raise UserError(f"change={change}: some critters are so already; say so in given, such as given.species=cat")
+
+    def batches(critters: list[Critter]) -> list[Tensor]:
+        return list(torch.stack([to_tensor(one) for one in critters]).split(cfg.batch_size))
+
+    def score(outputs: list[Tensor]) -> dict[str, float]:
+        return asdict(score_edit(torch.cat(outputs), sources, change))  # type: ignore[arg-type]
+
+    return Task(batches(sources), batches(targets), score)
+
+
+def picture_task(cfg: DictConfig) -> Task:
+    """The user's pictures, of which nobody knows the truth: how much is kept and, with a CLIP model, how well the words fit."""
+    pictures = find_pictures(cfg.image)
+    check_readable(pictures)
+    inputs = [read_picture(path, cfg.max_side).image for _, path in pictures]
+    clip = Clip(cfg.clip.model) if cfg.clip.model else None
+
+    def score(outputs: list[Tensor]) -> dict[str, float]:
+        errors = [((a - b) / 2).square().mean().item() for a, b in zip(outputs, inputs, strict=True)]
+        mean = sum(errors) / len(errors)
+        scores = {"PSNR to input": -10 * math.log10(mean) if mean else math.inf}
+        if clip:
+            for key, words in (("CLIP target", cfg.target), ("CLIP source", cfg.source)):
+                alike = [clip.similarity(output, [words])[0] for output in outputs]
+                scores[key] = sum(alike) / len(alike)
+        return scores
+
+    return Task(inputs, None, score)
+
+
+def as_table(scores: dict[str, dict[str, float]]) -> str:
+    """editor -> score -> number, as a table in Markdown."""
+    names = list(next(iter(scores.values())))
+    rows = [["editor", *(name.replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
+    digits = {"background_psnr": 1, "PSNR to input": 1, "gap_closed": 3, "s / image": 3}
+    for editor, numbers in scores.items():
+        rows.append([editor, *(f"{numbers[name]:.{digits.get(name, 2)}f}" for name in names)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,54 @@
+"""SDEdit against diffusers' own pipeline; DDIM inversion against the closed form of a Gaussian world."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from gaussian import SPREAD, GaussianTeacher, condition, schedule
+
+from dds_train.editing.baselines import ddim_swap_latent, sdedit_latent
+from dds_train.frozen import Pretrained
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_sdedit_is_what_diffusers_does(tiny: Callable[[str], Path], kind: str, strength: float) -> None:
+    parts = Pretrained(str(tiny(kind)))
+    plain = StableDiffusionPipeline.from_pretrained(tiny(kind), safety_checker=None, feature_extractor=None)
+    pipeline = StableDiffusionImg2ImgPipeline(**plain.components)
+    pipeline.scheduler = DDIMScheduler.from_config(plain.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    settings = {"strength": strength, "num_inference_steps": 10, "guidance_scale": 3.0}
+    # Four channels: the pipeline takes them for latents.
+    expected = pipeline("a dog", image=z, generator=torch.Generator().manual_seed(1), output_type="latent", **settings).images
+    eps = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    target = parts.text_encoder().condition("a dog")
+    got = sdedit_latent(parts.teacher(), parts.ddim(), z, target, eps, strength=strength, steps=10, guidance=3.0)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sdedit_without_strength_changes_nothing(tiny: Callable[[str], Path]) -> None:
+    parts = Pretrained(str(tiny("epsilon")))
+    z = torch.randn(2, 4, 8, 8)
+    assert torch.equal(sdedit_latent(parts.teacher(), parts.ddim(), z, parts.text_encoder().condition("a"), z, strength=0.0), z)
+
+
+def test_inverting_and_going_back_under_another_prompt_shifts_a_gaussian() -> None:
+    """Along the flow from N(m, s^2) to noise, (z_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2) stays as it is."""
+    noise = schedule()
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    scheduler, inverse = (
+        DDIMScheduler(**settings, set_alpha_to_one=False),
+        DDIMInverseScheduler(**settings, set_alpha_to_one=False),
+    )
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got = ddim_swap_latent(
+        GaussianTeacher(noise), inverse, scheduler, z, condition(0.2), condition(1.5), steps=500, guidance=1.0
+    )
+    alpha, sigma = noise.alpha[-1], noise.sigma[-1]
+    spread = (alpha**2 * SPREAD**2 + sigma**2).sqrt()
+    expected = 1.5 + SPREAD * ((z - 0.2) / SPREAD + alpha * (0.2 - 1.5) / spread)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.02)

@@ -1,0 +1,159 @@
+"""optimize and compare, as a user types them."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio.v3
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+from shell import PROMPTS, run
+
+from dds_train.critters.render import render
+from dds_train.critters.world import critter
+
+pytestmark = pytest.mark.slow
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, size in enumerate([(64, 64), (64, 64), (150, 61)]):
+        Image.fromarray(render(critter(number, species="cat"), 64)).resize(size).save(tmp_path / f"{number}.png")
+    mask = np.zeros((61, 150), np.uint8)
+    mask[20:50, 40:90] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    lines = [
+        "image,target,mask,seed",
+        '0.png,"a lion, asleep",,1',
+        "1.png,a dog,,2",
+        "2.png,,mask.png,3",
+        "2.png,a bear,auto,3",
+    ]
+    (tmp_path / "edits.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("loss", ["dds", "cds"])
+def test_a_list_of_edits(tiny: Callable[[str], Path], folder: Path, loss: str) -> None:
+    settings = (f"teacher.path={tiny('epsilon')}", f"loss={loss}", "steps=4", "lr=1.0", "max_side=100", "feather=3")
+    command = ("optimize", "image=edits.csv", *PROMPTS, *settings, "way=[strip,gif,mp4]", "output_dir=out")
+    assert "4 edits in out" in run(*command, cwd=folder)
+    out = folder / "out"
+    names = ["0-a-lion-asleep", "1-a-dog", "2-a-photo-of-a-lion", "2-a-bear"]
+    for name in names:
+        record = json.loads((out / f"{name}.json").read_text())
+        assert record["settings"]["loss"]["name"] == loss
+        assert record["result"]["steps"] == 4
+        gif = Image.open(out / f"{name}_steps.gif")
+        assert sum(1 for _ in ImageSequence.Iterator(gif)) >= 5
+        assert len(imageio.v3.imread(out / f"{name}_steps.mp4")) >= 5
+
+    # Outside the masks not one bit has changed, at the picture's own resolution; inside it has.
+    before, mask = pixels(folder / "2.png"), pixels(folder / "mask.png") > 0
+    after = pixels(out / "2-a-photo-of-a-lion.png")
+    assert after.shape == before.shape
+    assert np.array_equal(after[~mask], before[~mask])
+    assert not np.array_equal(after, before)
+    found = pixels(out / "2-a-bear_mask.png") > 0
+    assert found.any()
+    assert not found.all()
+
+    # Done is done; what is not, or was asked for otherwise, is made, and the same seed makes the same pixels.
+    made = {name: (out / f"{name}.png").stat().st_mtime_ns for name in names}
+    pictures = {name: pixels(out / f"{name}.png") for name in names}
+    (out / "1-a-dog.json").unlink()
+    assert "3 of 4 edits are in out already" in run(*command, cwd=folder)
+    again = {name: (out / f"{name}.png").stat().st_mtime_ns for name in names}
+    assert [name for name in names if made[name] != again[name]] == ["1-a-dog"]
+    alike = np.abs(pixels(out / "1-a-dog.png").astype(int) - pictures["1-a-dog"])
+    assert alike.max() <= 1  # alone now, and not beside another: rounding
+    assert "4 edits in other" in run(*command[:-1], "output_dir=other", cwd=folder)
+    for name in names:
+        assert np.array_equal(pixels(folder / "other" / f"{name}.png"), pictures[name])
+    assert "3 of 4" not in run(*command, "steps=5", cwd=folder)
+
+
+def test_a_cached_source_branch_changes_nothing(tiny: Callable[[str], Path], folder: Path) -> None:
+    command = ("optimize", "image=[0.png,1.png]", *PROMPTS, f"teacher.path={tiny('epsilon')}", "steps=3", "lr=1.0")
+    run(*command, "cache=sub/cache.sqlite", "output_dir=a", cwd=folder)
+    with sqlite3.connect(folder / "sub" / "cache.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM tensors").fetchone() == (2 * 3 * 2,)
+    run(*command, "cache=sub/cache.sqlite", "output_dir=b", cwd=folder)
+    run(*command, "cache=memory", "output_dir=c", cwd=folder)
+    for name in ("0", "1"):
+        assert np.array_equal(pixels(folder / "a" / f"{name}.png"), pixels(folder / "b" / f"{name}.png"))
+        assert np.array_equal(pixels(folder / "a" / f"{name}.png"), pixels(folder / "c" / f"{name}.png"))
+
+
+def test_an_edit_that_rests_stops_early(tiny: Callable[[str], Path], folder: Path) -> None:
+    still = (
+        "scheduler=step",
+        "scheduler.step_size=1",
+        "scheduler.gamma=0.1",
+        "early_stop.window=3",
+        "early_stop.tolerance=0.1",
+    )
+    run(
+        "optimize", "image=0.png", *PROMPTS, f"teacher.path={tiny('epsilon')}", "steps=60", *still, "output_dir=out", cwd=folder
+    )
+    assert json.loads((folder / "out" / "0.json").read_text())["result"]["steps"] < 20
+
+
+def test_mistakes_of_optimize_cost_one_line(tiny: Callable[[str], Path], folder: Path) -> None:
+    (folder / "text.sqlite").write_text("certainly not a data base" * 100)
+    for wrong, says in (
+        ("way=[gifs]", "there are strip, gif, mp4"),
+        ("exact_background=maybe", "take auto, true or false"),
+        ("mask=mask.png", "a mask of 150 x 61 pixels for a picture of 64 x 64"),
+        ("cache=text.sqlite", "cannot be used as a cache"),
+        ("auto_mask.step=1000", "within [0,1000]"),
+        ("loss=nfsd", "loss.negative"),
+        ("loss=pds", "within [2,1000]"),
+    ):
+        more = {"loss=nfsd": ["loss.negative=null"], "loss=pds": ["t_range=[1,500]"]}.get(wrong, [])
+        teacher = f"teacher.path={tiny('epsilon')}"
+        printed = run("optimize", "image=0.png", *PROMPTS, teacher, wrong, *more, "output_dir=never", cwd=folder, code=2)
+        assert says in printed
+        assert "Traceback" not in printed
+        assert not (folder / "never").exists()
+
+
+def test_compare_critters(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    mine = ("editors.mine.loss=pds", "editors.mine.lr=0.5", "editors.mine.options.stride=3")
+    printed = run("compare", "critters=4", "steps=3", "batch_size=3", *mine, "output_dir=out", cwd=tmp_path)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["nothing"]["gap_closed"] == pytest.approx(0)
+    assert scores["codec"]["gap_closed"] > 0.9
+    assert {"sdedit", "ddim_inversion", "sds", "dds", "mine"} < set(scores)
+    assert (tmp_path / "out" / "table.md").read_text() in printed
+    sheet = Image.open(tmp_path / "out" / "picture.png")
+    assert sheet.width > (len(scores) + 2) * 90
+    few = run("compare", "critters=2", "steps=2", "only=[dds]", "output_dir=few", cwd=tmp_path)
+    assert "sds" not in few
+
+
+def test_compare_pictures(tiny: Callable[[str], Path], folder: Path) -> None:
+    teacher = (f"teacher.path={tiny('v_prediction')}", "editors=family", "steps=2")
+    run("compare", "image=[0.png,2.png]", *PROMPTS, *teacher, "output_dir=out", cwd=folder)
+    scores = json.loads((folder / "out" / "scores.json").read_text())
+    assert scores["nothing"]["PSNR to input"] == float("inf")
+    assert {"sds", "dds", "pds", "nfsd", "csd", "bridge", "ssd", "lusd", "cds", "ids"} < set(scores)
+    for wrong, says in (
+        ("only=[ddx]", "no editor ddx"),
+        ("editors.x.loss=foo", "loss foo: there are bridge"),
+        ("editors.x.kind=foo", "there are nothing"),
+        ("editors.x.strenth=1", "an editor of kind optimize has steps"),
+        ("editors.x.options.foo=1", "loss dds has no option foo"),
+    ):
+        printed = run("compare", "image=0.png", wrong, *teacher, "output_dir=never", cwd=folder, code=2)
+        assert says in printed
+        assert "Traceback" not in printed
+    assert not (folder / "never").exists()
+    printed = run("compare", "change.species=cat", "output_dir=never", cwd=folder, code=2)
+    assert "some critters are so already" in printed

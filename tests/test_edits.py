@@ -1,0 +1,135 @@
+"""Lists of edits: what they may say, how they become batches, and what counts as done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from dds_train.cli import check
+from dds_train.commands.edits import Edit, is_done, load_batch, make_batches, plan_edits, settings
+from dds_train.data.images import read_mask
+from dds_train.data.manifest import read_manifest
+from dds_train.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, size in (("a", (20, 10)), ("b", (20, 10)), ("c", (8, 8))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    Image.new("L", (20, 10), 255).save(tmp_path / "m.png")
+    return tmp_path
+
+
+def config(**keys: Any) -> DictConfig:
+    return OmegaConf.create({"source": "a cat", "target": "a lion", "mask": None, "seed": 0, **keys})
+
+
+def test_csv_and_jsonl_say_the_same(folder: Path) -> None:
+    (folder / "e.csv").write_text('image,target,mask,seed\na.png,"a dog, asleep",m.png,7\nb.png,,auto,\n')
+    rows = [{"image": "a.png", "target": "a dog, asleep", "mask": "m.png", "seed": 7}, {"image": "b.png", "mask": "auto"}]
+    (folder / "e.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    assert read_manifest(folder / "e.csv") == read_manifest(folder / "e.jsonl")
+    first, second = plan_edits(config(image=str(folder / "e.csv"), seed=3))
+    assert first == Edit("a-a-dog-asleep", folder / "a.png", "a cat", "a dog, asleep", str(folder / "m.png"), 7)
+    assert second == Edit("b-a-lion", folder / "b.png", "a cat", "a lion", "auto", 3)
+
+
+def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:
+    (folder / "e.csv").write_text("image\na.png\n", encoding="utf-8-sig")
+    assert [entry.image for entry in read_manifest(folder / "e.csv")] == [folder / "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("e.csv", "image,sorce\na.png,x\n", "line 2: unknown column sorce"),
+        ("e.csv", "image,target\na.png,x\nnone.png,x\n", "line 3: "),
+        ("e.csv", "image,target\n,x\n", "line 2: no image"),
+        ("e.csv", "image\n", "no lines"),
+        ("e.csv", "image,seed\na.png,x\n", "line 2: seed='x'"),
+        ("e.csv", "image,mask\na.png,none.png\n", "line 2: mask='none.png'"),
+        ("e.csv", "image\na.png,b,c\n", "line 2: unknown column"),
+        ("e.jsonl", '{"image": "a.png"}\n{', "line 2: not JSON"),
+        ("e.jsonl", "[1]", "line 1: give an object"),
+        ("e.jsonl", '{"image": "a.png", "target": []}', "line 1: target=[]"),
+        ("e.jsonl", '{"image": "a.png", "source": 3}', "line 1: source=3"),
+    ],
+)
+def test_mistakes_in_a_list_name_the_line(folder: Path, name: str, text: str, says: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        read_manifest(folder / name)
+    assert says in str(error.value)
+    assert str(folder / name) in str(error.value)
+
+
+def test_a_list_that_says_everything_needs_no_prompts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDS_RUN_STAMP", "now")
+    (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\n")
+    check("optimize", [f"image={folder / 'e.csv'}"])
+    (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\nb.png,a cat,\n")
+    with pytest.raises(UserError, match=r"needs target=\.\.\."):
+        check("optimize", [f"image={folder / 'e.csv'}"])
+
+
+def test_names_tell_edits_apart(folder: Path) -> None:
+    names = [edit.name for edit in plan_edits(config(image=str(folder / "a.png"), target=["a lion", "a dog!"]))]
+    assert names == ["a-a-lion", "a-a-dog"]
+    (folder / "e.csv").write_text("image,seed\na.png,1\na.png,2\n")
+    assert [edit.name for edit in plan_edits(config(image=str(folder / "e.csv")))] == ["a-a-lion", "a-a-lion~2"]
+    assert [edit.name for edit in plan_edits(config(image=str(folder / "a.png")))] == ["a"]
+
+
+def test_batches_hold_pictures_of_one_size_and_share_inputs(folder: Path) -> None:
+    edits = plan_edits(config(image=[str(folder / f"{n}.png") for n in "acb"], target=["a lion", "a dog"]))
+    names = [[edit.name for edit in batch] for batch in make_batches(edits, 4, None)]
+    assert names == [["c-a-lion", "c-a-dog"], ["a-a-lion", "a-a-dog", "b-a-lion", "b-a-dog"]]
+    assert [len(batch) for batch in make_batches(edits, 1, None)] == [2, 2, 2]  # the edits of a picture stay together
+    batch = load_batch(make_batches(edits, 4, None)[1], None)
+    assert (batch.edits_each, len(batch.pictures), [edit.name for edit in batch.firsts]) == (2, 2, ["a-a-lion", "b-a-lion"])
+
+
+def test_edits_of_a_picture_with_other_seeds_or_sources_do_not_share(folder: Path) -> None:
+    (folder / "e.csv").write_text("image,source,seed\na.png,x,1\na.png,y,1\na.png,y,2\n")
+    (batch,) = make_batches(plan_edits(config(image=str(folder / "e.csv"))), 8, None)
+    assert load_batch(batch, None).edits_each == 1
+
+
+def test_masks_of_many_pictures_come_from_a_folder(folder: Path) -> None:
+    (folder / "masks").mkdir()
+    (folder / "m.png").rename(folder / "masks" / "a.png")
+    (edit,) = plan_edits(config(image=str(folder / "a.png"), mask=str(folder / "masks")))
+    assert edit.mask == str(folder / "masks" / "a.png")
+    with pytest.raises(UserError, match=r"no picture b\.\* there"):
+        plan_edits(config(image=str(folder / "b.png"), mask=str(folder / "masks")))
+
+
+def test_a_mask_is_white_where_to_edit_and_fits_the_picture(folder: Path) -> None:
+    mask = Image.new("L", (40, 20), 3)
+    mask.paste(255, (20, 0, 40, 20))
+    mask.save(folder / "m.png")
+    read = read_mask(folder / "m.png", (10, 20))
+    assert read.shape == (1, 10, 20)
+    assert (read[..., :9] == 0).all()
+    torch.testing.assert_close(read[..., 11:], torch.ones(1, 10, 9))
+    with pytest.raises(UserError, match="a mask of 40 x 20 pixels for a picture of 8 x 8"):
+        read_mask(folder / "m.png", (8, 8))
+    with pytest.raises(UserError, match="a mask of 40 x 20"):
+        make_batches(plan_edits(config(image=str(folder / "c.png"), mask=str(folder / "m.png"))), 1, None)
+
+
+def test_what_is_done_is_what_has_the_same_settings(folder: Path) -> None:
+    (edit,) = plan_edits(config(image=str(folder / "a.png"), mask=str(folder / "m.png")))
+    wanted = settings(edit, {"steps": 3})
+    assert not is_done(folder, edit, wanted)
+    (folder / "a.json").write_text(json.dumps({"settings": wanted, "result": {}}))
+    assert is_done(folder, edit, wanted)
+    assert not is_done(folder, edit, settings(edit, {"steps": 4}))
+    Image.new("L", (20, 10), 0).save(folder / "m.png")  # the same name, another mask
+    assert not is_done(folder, edit, settings(edit, {"steps": 3}))
+    (folder / "a.json").write_text("{")
+    assert not is_done(folder, edit, wanted)
