@@ -26,9 +26,8 @@ test-slow: $(VENV)/.installed
 	$(RUN) pytest -m slow
 
 # The README's table of editors; needs what cat2lion leaves behind.
-TRANSLATORS := $(OUT)/translator
 table: $(VENV)/.installed
-	$(VENV)/bin/python scripts/compare_editors.py --ckpt $(TRANSLATORS)
+	$(RUN) dds_train compare ckpt=$(OUT)/translator output_dir=outputs/compare
 
 clean:
 	rm -rf $(VENV) outputs build dist

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dds_train.data.images import from_pil, overview, read_image, save_image, square_crop, strip, to_pil
+from dds_train.data.images import from_pil, labelled_grid, overview, read_image, save_image, square_crop, strip, to_pil
 from dds_train.data.paths import find_images
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained
@@ -137,3 +137,17 @@ def test_codec_scales_as_diffusers_does(tiny: Callable[[str], Path]) -> None:
         torch.testing.assert_close(codec.encode(image), want)
         back = vae.decode(want / vae.config.scaling_factor).sample.clamp(-1, 1)
     torch.testing.assert_close(codec.decode(want), back)
+
+
+def test_a_labelled_grid_has_a_row_for_each_picture_and_a_head() -> None:
+    columns = {
+        "red": [torch.tensor([1.0, -1, -1]).view(3, 1, 1).expand(3, 5, 9)] * 2,
+        "a name of many words": [torch.zeros(3, 8, 8)],
+    }
+    grid = labelled_grid(columns, side=40, gap=4)
+    head = grid.shape[1] - 2 * 40 - 4
+    assert grid.shape[2] == 2 * 40 + 4
+    assert head >= 14 * 3
+    assert (grid[:, head + 20, 20] == torch.tensor([1.0, -1, -1])).all()  # padded, in the middle
+    assert (grid[:, head + 2, 20] == 1).all()
+    assert (grid[:, head + 44 + 20, 64] == 1).all()  # no second picture here

@@ -52,7 +52,7 @@ def check_choices(cfg: DictConfig) -> None:
     if unknown:
         raise UserError(f"way=[{','.join(cfg.way)}]: there are {', '.join(WAYS)}")
     if "mp4" in cfg.way and not importlib.util.find_spec("imageio_ffmpeg"):
-        raise UserError("way=[mp4] needs ffmpeg: pip install imageio imageio-ffmpeg, or take way=[gif]")
+        raise UserError("way=[mp4] needs ffmpeg: pip install 'dds_train[video]', or take way=[gif]")
     if cfg.exact_background not in ("auto", True, False):
         raise UserError(f"exact_background={cfg.exact_background}: take auto, true or false")
 
@@ -142,25 +142,24 @@ class Editor:
 
     def write(self, batch: Batch, number: int, way: list[Tensor], mask: Tensor | None, path: Path) -> None:
         """The files of edit `number`, whose latents went `way` (the first is the input's): NAME.png and so on."""
-        edit, picture = batch.edits[number], batch.picture_of(number)
-        decoded = [self.codec.decode(z, picture.size).cpu() for z in way]
-        pixels = batch.mask_of(number)
+        edit, picture, pixels = batch.edits[number], batch.picture_of(number), batch.mask_of(number)
+        source, *frames = way
+        frames = [self.codec.decode(z, picture.size).cpu() for z in frames]
         if edit.mask == AUTO and mask is not None:
             found = pixel_mask(mask.cpu(), self.codec.factor, picture.size)
             save_image(found[0].expand(3, -1, -1) * 2 - 1, path.with_name(f"{path.name}_mask.png"))
             pixels = F.interpolate(found, picture.original.shape[-2:], mode="nearest")
+        shown = picture.image
         if self.cfg.exact_background is True or (self.cfg.exact_background == "auto" and edit.mask is not None):
-            before = picture.original
-            where = torch.ones_like(before[:, :1]) if pixels is None else feathered(pixels, self.cfg.feather)
-            frames = [before, *(on_background(before, where, decoded[0], after) for after in decoded[1:])]
-        else:
-            before, frames = picture.image, [picture.image, *decoded[1:]]
+            shown, before = picture.original, self.codec.decode(source, picture.size).cpu()
+            where = torch.ones_like(shown[:, :1]) if pixels is None else feathered(pixels, self.cfg.feather)
+            frames = [on_background(shown, where, before, after) for after in frames]
         save_image(frames[-1][0], path.with_name(f"{path.name}.png"))
-        save_image(strip([torch.cat([before, frames[-1]])]), path.with_name(f"{path.name}_before_after.png"))
+        save_image(strip([torch.cat([shown, frames[-1]])]), path.with_name(f"{path.name}_before_after.png"))
         if self.cfg.snapshots and "strip" in self.cfg.way:
-            save_image(strip([torch.cat(frames)]), path.with_name(f"{path.name}_steps.png"))
+            save_image(strip([torch.cat([shown, *frames])]), path.with_name(f"{path.name}_steps.png"))
         for kind in {"gif", "mp4"} & set(self.cfg.way):
-            save_animation([frame[0] for frame in frames], path.with_name(f"{path.name}_steps.{kind}"))
+            save_animation([frame[0] for frame in (shown, *frames)], path.with_name(f"{path.name}_steps.{kind}"))
 
 
 def is_snapshot(index: int, steps: int, count: int) -> bool:

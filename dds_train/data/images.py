@@ -1,5 +1,6 @@
 """Reading pictures of every kind, and writing them."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -133,15 +134,13 @@ def image_size(pretrained: Pretrained, size: int | None) -> int:
 
 def labelled_grid(columns: Mapping[str, Sequence[Tensor]], side: int = 96, gap: int = 2) -> Tensor:
     """Columns of pictures [3,H,W] of any size, each under its name, as one picture [3,H',W']: a row for each index."""
-    rows = max(map(len, columns.values()))
-    head = 14 * max(len(name.split()) for name in columns) + 6
-    sheet = Image.new("RGB", (len(columns) * (side + gap) - gap, head + rows * (side + gap) - gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (name, pictures) in enumerate(columns.items()):
+    names = ["\n".join(textwrap.wrap(name, side // 6)) for name in columns]
+    head, rows = 14 * max(name.count("\n") + 1 for name in names) + 6, max(map(len, columns.values()))
+    sheet = Image.new("RGB", (len(names) * (side + gap) - gap, head + rows * (side + gap) - gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for number, (name, pictures) in enumerate(zip(names, columns.values(), strict=True)):
         left = number * (side + gap)
-        draw.multiline_text(
-            (left + side // 2, 2), "\n".join(name.split()), "black", ImageFont.load_default(11), "ma", align="center"
-        )
+        draw.multiline_text((left + side // 2, 2), name, "black", font, anchor="ma", align="center")
         for row, picture in enumerate(pictures):
             sheet.paste(ImageOps.pad(to_pil(picture), (side, side), color="white"), (left, head + row * (side + gap)))
     return from_pil(sheet)
