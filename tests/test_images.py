@@ -151,3 +151,6 @@ def test_a_labelled_grid_has_a_row_for_each_picture_and_a_head() -> None:
     assert (grid[:, head + 20, 20] == torch.tensor([1.0, -1, -1])).all()  # padded, in the middle
     assert (grid[:, head + 2, 20] == 1).all()
     assert (grid[:, head + 44 + 20, 64] == 1).all()  # no second picture here
+    named = labelled_grid(columns, ["one", "two"], side=40, gap=4)
+    torch.testing.assert_close(named[..., 44:], grid)
+    assert (named[:, head : head + 40, :40] < 0).any()

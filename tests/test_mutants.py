@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-LINEAR, GUIDANCE, NOISE, INJECT = "linear.py", "guidance.py", "noise.py", "inject.py"
+LINEAR, GUIDANCE, NOISE, INJECT, CONTRASTIVE = "linear.py", "guidance.py", "noise.py", "inject.py", "contrastive.py"
 
 MUTANTS = {
     "null and text swapped": (LINEAR, '"edit_target": target.text,', '"edit_target": target.null,'),
@@ -33,7 +33,7 @@ MUTANTS = {
     ),
     "mean instead of sum": (INJECT, ".sum(dim=(1, 2, 3)).mean()", ".mean(dim=(1, 2, 3)).mean()"),
     "edits in the wrong order": (LINEAR, "x.repeat_interleave(edits, dim=0)", "torch.cat([x] * edits)"),
-    "answers in the wrong order": (LINEAR, "zip(asked, answers.split(", "zip(reversed(asked), answers.split("),
+    "answers in the wrong order": (LINEAR, "zip(rows, answers.split(", "zip(reversed(rows), answers.split("),
     "v taken for eps": (NOISE, "return alpha * prediction + sigma * z_t", "return prediction"),
     "one branch's null for both": (LINEAR, '"input_null": source.null,', '"input_null": source.text,'),
     "no guidance in the source branch": (
@@ -41,13 +41,17 @@ MUTANTS = {
         '"input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}',
         '"input_source": -1.0, "edit_null": 1 - guidance}',
     ),
+    "the first image alone in the contrast": (CONTRASTIVE, "temperature).sum()", "temperature)[0]"),
+    "the edit asked which input it was": (CONTRASTIVE, "alike.transpose(1, 2), itself", "alike, itself"),
     "the strided beta of PDS": (LINEAR, "a_t = ab_t / ab_before", "a_t = ab_t / ab_s"),
 }
 
 
 def run_tests(package: Path) -> int:
     environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    tests = [str(ROOT / "tests" / name) for name in ("test_losses.py", "test_family.py", "test_noise.py")]
+    tests = [
+        str(ROOT / "tests" / name) for name in ("test_losses.py", "test_family.py", "test_noise.py", "test_contrastive.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=package)
     assert "error" not in result.stdout.splitlines()[-1], result.stdout  # a mutant that does not even load proves nothing

@@ -98,6 +98,18 @@ def fit(module: DistillationModule, trainer: pl.Trainer, resume: Path | None = N
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_every_loss_trains(tiny: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    prompts = PromptTable.of(Pretrained(str(tiny("epsilon"))).text_encoder(), [*all_prompts(TASKS.values()), "blurry"])
+    module = build(tiny("epsilon"), loss=LOSSES[name], tasks_per_image=2, identity=Ramp(0.0, 0.0, 1.0))
+    module.tasks = TaskBank.embed(TASKS, prompts, (), "blurry")
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    after = fit(module, trainer(tmp_path, 3))
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(after[key], before[key]) for key in after)
+    assert all(p.grad is None for p in module.teacher.network.parameters())
+
+
 def test_resumed_training_ends_at_the_same_weights(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     whole = fit(build(tiny("epsilon")), trainer(tmp_path / "whole", 8))
     # Stopped after 6 of 8 steps, as by a kill; 6 is a multiple of the checkpoint's interval and 8 is not.

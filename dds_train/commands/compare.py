@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dds_train import build
 from dds_train.commands.inputs import check_readable, find_pictures, read_picture
+from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import Critter, critter
 from dds_train.data.images import labelled_grid, save_image
@@ -33,6 +34,7 @@ Score = Callable[[list[Tensor]], dict[str, float]]
 class Task:
     """The pictures to edit, what is known of the right results, and how results are scored."""
 
+    names: list[str]
     batches: list[Tensor]  # each [B,3,H,W] in [-1,1], pictures of one size
     truths: list[Tensor] | None  # in the same batches
     score: Score
@@ -58,7 +60,7 @@ def run(cfg: DictConfig) -> None:
     (output_dir / "table.md").write_text(table)
     (output_dir / "scores.json").write_text(json.dumps(scores, indent=2))
     shown = {name: [one for batch in batches for one in batch][: cfg.rows] for name, batches in columns.items()}
-    save_image(labelled_grid(shown), output_dir / "picture.png")
+    save_image(labelled_grid(shown, task.names), output_dir / "picture.png")
     count = sum(map(len, task.batches))
     print(f'{count} pictures, "{cfg.source}" -> "{cfg.target}"\n\n{table}\npicture  {output_dir / "picture.png"}', flush=True)
 
@@ -120,7 +122,8 @@ def critter_task(cfg: DictConfig) -> Task:
     def score(outputs: list[Tensor]) -> dict[str, float]:
         return asdict(score_edit(torch.cat(outputs), sources, change))  # type: ignore[arg-type]
 
-    return Task(batches(sources), batches(targets), score)
+    names = [full_caption(source).removeprefix("a photo of ") for source in sources]
+    return Task(names, batches(sources), batches(targets), score)
 
 
 def picture_task(cfg: DictConfig) -> Task:
@@ -140,14 +143,14 @@ def picture_task(cfg: DictConfig) -> Task:
                 scores[key] = sum(alike) / len(alike)
         return scores
 
-    return Task(inputs, None, score)
+    return Task([name for name, _ in pictures], inputs, None, score)
 
 
 def as_table(scores: dict[str, dict[str, float]]) -> str:
     """editor -> score -> number, as a table in Markdown."""
     names = list(next(iter(scores.values())))
-    rows = [["editor", *(name.replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
+    rows = [["editor", *(name.replace("_", " ").replace("psnr", "PSNR") for name in names)], ["---"] * (len(names) + 1)]
     digits = {"background_psnr": 1, "PSNR to input": 1, "gap_closed": 3, "s / image": 3}
     for editor, numbers in scores.items():
-        rows.append([editor, *(f"{numbers[name]:.{digits.get(name, 2)}f}" for name in names)])
+        rows.append([editor, *(f"{round(numbers[name], 6) + 0.0:.{digits.get(name, 2)}f}" for name in names)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

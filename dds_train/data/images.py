@@ -132,17 +132,21 @@ def image_size(pretrained: Pretrained, size: int | None) -> int:
     return size or own
 
 
-def labelled_grid(columns: Mapping[str, Sequence[Tensor]], side: int = 96, gap: int = 2) -> Tensor:
-    """Columns of pictures [3,H,W] of any size, each under its name, as one picture [3,H',W']: a row for each index."""
-    names = ["\n".join(textwrap.wrap(name, side // 6)) for name in columns]
-    head, rows = 14 * max(name.count("\n") + 1 for name in names) + 6, max(map(len, columns.values()))
-    sheet = Image.new("RGB", (len(names) * (side + gap) - gap, head + rows * (side + gap) - gap), "white")
+def labelled_grid(columns: Mapping[str, Sequence[Tensor]], rows: Sequence[str] = (), side: int = 96, gap: int = 2) -> Tensor:
+    """Columns of pictures [3,H,W] of any size as one picture [3,H',W']: a row for each index. Columns stand under their names,
+    rows beside theirs, if given."""
+    count = max(map(len, columns.values()))
+    names, besides = (["\n".join(textwrap.wrap(name, side // 6)) for name in some] for some in (columns, rows))
+    top, left = 14 * max(name.count("\n") + 1 for name in names) + 6, side + gap if besides else 0
+    sheet = Image.new("RGB", (left + len(names) * (side + gap) - gap, top + count * (side + gap) - gap), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for number, (name, pictures) in enumerate(zip(names, columns.values(), strict=True)):
-        left = number * (side + gap)
-        draw.multiline_text((left + side // 2, 2), name, "black", font, anchor="ma", align="center")
+    for row, name in enumerate(besides[:count]):
+        draw.multiline_text((4, top + row * (side + gap) + side // 2), name, "black", font, anchor="lm")
+    for column, (name, pictures) in enumerate(zip(names, columns.values(), strict=True)):
+        x = left + column * (side + gap)
+        draw.multiline_text((x + side // 2, 2), name, "black", font, anchor="ma", align="center")
         for row, picture in enumerate(pictures):
-            sheet.paste(ImageOps.pad(to_pil(picture), (side, side), color="white"), (left, head + row * (side + gap)))
+            sheet.paste(ImageOps.pad(to_pil(picture), (side, side), color="white"), (x, top + row * (side + gap)))
     return from_pil(sheet)
 
 
