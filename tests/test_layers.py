@@ -14,9 +14,9 @@ ALLOWED = {
     "translator": {"distillation", "frozen"},
     "data": {"distillation", "frozen", "translator"},
     "metrics": {"critters"},
-    "editing": {"distillation", "frozen"},
+    "editing": {"distillation", "frozen", "translator"},
     "training": {"distillation", "frozen", "translator", "data", "critters", "metrics"},
-    "commands": {"distillation", "frozen", "translator", "data", "metrics", "editing", "training", "build"},
+    "commands": {"distillation", "frozen", "translator", "critters", "data", "metrics", "editing", "training", "build"},
 }
 
 
