@@ -1,1 +1,14 @@
 """dds_train: image translators trained from a sentence with the Delta Denoising Score."""
+
+from typing import Any
+
+__all__ = ["Translator"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: the command line must not load torch before it has looked at its arguments.
+    if name == "Translator":
+        from dds_train.pipeline import Translator
+
+        return Translator
+    raise AttributeError(name)

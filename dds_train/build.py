@@ -27,6 +27,7 @@ from dds_train.distillation.noise import ScoreModel
 from dds_train.editing.store import TensorStore
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained, Teacher
+from dds_train.frozen.device import find_device
 from dds_train.training.schedules import Ramp
 from dds_train.translator import Task, make_translator
 from dds_train.translator.task import CAPTION
@@ -34,19 +35,9 @@ from dds_train.translator.task import CAPTION
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def build_device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not available here; take device=auto or device=cpu") from error
-    return name
-
-
 def build_rank_device(name: str) -> str:
-    """`build_device` for one of several processes: not every rank's teacher on the first card."""
-    device = build_device(name)
+    """`find_device` for one of several processes: not every rank's teacher on the first card."""
+    device = find_device(name)
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 

@@ -43,6 +43,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "sentinels.after": (0, 1),
     "translator.rank": (1, None),
     "feather": (0, None),
+    "tile": (8, None),
+    "overlap": (0, None),
     "critters": (1, None),
     "rows": (1, None),
     "early_stop.window": (1, None),

@@ -54,7 +54,7 @@ def fit(teacher: Path, cwd: Path, *more: object, **how: Any) -> str:
 def test_optimize_fit_predict(tiny: Callable[[str], Path], tmp_path: Path, odd_pictures: Path, kind: str) -> None:
     teacher = tiny(kind)
     run("optimize", *PROMPTS, f"teacher.path={teacher}", f"image={odd_pictures}", "steps=3", "output_dir=edited", cwd=tmp_path)
-    sizes = {"rotated (1)": (40, 60), "cmyk": (64, 64), "palette": (64, 64), "sixteen=16": (64, 64), "wide": (511, 37)}
+    sizes = {"rotated (1)": (40, 60), "cmyk": (64, 64), "sub/palette": (64, 64), "sixteen=16": (64, 64), "wide": (511, 37)}
     for name, size in sizes.items():
         for suffix in ("", "_before_after", "_steps"):
             assert (tmp_path / "edited" / f"{name}{suffix}.png").exists()

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def config(**keys: Any) -> DictConfig:
-    return OmegaConf.create({"source": "a cat", "target": "a lion", "mask": None, "seed": 0, **keys})
+    return OmegaConf.create({"source": "a cat", "target": "a lion", "mask": None, "seed": 0, "output_dir": "out", **keys})
 
 
 def test_csv_and_jsonl_say_the_same(folder: Path) -> None:

@@ -16,7 +16,18 @@ ALLOWED = {
     "metrics": {"critters"},
     "editing": {"distillation", "frozen", "translator"},
     "training": {"distillation", "frozen", "translator", "data", "critters", "metrics"},
-    "commands": {"distillation", "frozen", "translator", "critters", "data", "metrics", "editing", "training", "build"},
+    "commands": {
+        "distillation",
+        "frozen",
+        "translator",
+        "critters",
+        "data",
+        "metrics",
+        "editing",
+        "training",
+        "build",
+        "pipeline",
+    },
 }
 
 

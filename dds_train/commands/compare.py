@@ -22,6 +22,7 @@ from dds_train.critters.world import Critter, critter
 from dds_train.data.images import labelled_grid, save_image
 from dds_train.editing.editors import EDITORS, Editor, Wish
 from dds_train.errors import UserError
+from dds_train.frozen.device import find_device
 from dds_train.metrics.clip import Clip
 from dds_train.metrics.critters import score_edit
 
@@ -42,7 +43,7 @@ class Task:
 
 def run(cfg: DictConfig) -> None:
     chosen = choose(cfg)
-    wish = Wish(build.build_pretrained(cfg.teacher, build.build_device(cfg.device)), cfg.source, cfg.target, cfg.seed)
+    wish = Wish(build.build_pretrained(cfg.teacher, find_device(cfg.device)), cfg.source, cfg.target, cfg.seed)
     task = picture_task(cfg) if cfg.image is not None else critter_task(cfg)
     editors = {name: build_editor(name, fields, cfg, wish) for name, fields in chosen.items()}
     output_dir = Path(cfg.output_dir)
@@ -128,7 +129,7 @@ def critter_task(cfg: DictConfig) -> Task:
 
 def picture_task(cfg: DictConfig) -> Task:
     """The user's pictures, of which nobody knows the truth: how much is kept and, with a CLIP model, how well the words fit."""
-    pictures = find_pictures(cfg.image)
+    pictures = find_pictures(cfg.image, cfg.output_dir)
     check_readable(pictures)
     inputs = [read_picture(path, cfg.max_side).image for _, path in pictures]
     clip = Clip(cfg.clip.model) if cfg.clip.model else None

@@ -1,6 +1,5 @@
 """What `optimize` has to do: which edits, in which batches, and which are done already."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dds_train.commands.inputs import Picture, find_pictures, read_picture
+from dds_train.commands.inputs import Picture, find_pictures, read_picture, sha256
 from dds_train.data.images import read_mask
 from dds_train.data.manifest import is_manifest, read_manifest
 from dds_train.errors import UserError
@@ -70,7 +69,7 @@ def plan_edits(cfg: DictConfig) -> list[Edit]:
     """
     targets = [str(t) for t in cfg.target] if OmegaConf.is_list(cfg.target) else [cfg.target]
     if not is_manifest(cfg.image):
-        pictures = find_pictures(cfg.image)
+        pictures = find_pictures(cfg.image, cfg.output_dir)
         rows = [(n, p, cfg.source, targets, mask_of(cfg.mask, p), cfg.seed, len(targets) > 1) for n, p in pictures]
     else:
         rows = []
@@ -168,7 +167,3 @@ def is_done(output_dir: Path, edit: Edit, wanted: Mapping[str, Any]) -> bool:
     except (OSError, json.JSONDecodeError):
         return False
     return record.get("settings") == wanted and (output_dir / f"{edit.name}.png").exists()
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -21,6 +21,7 @@ from dds_train.editing.masks import automatic_mask, feathered, latent_mask, on_b
 from dds_train.editing.optimize import Stall, Step, optimize_latent
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained
+from dds_train.frozen.device import find_device
 
 UNUSED = ("data", "translator", "trainer", "logger")
 WAYS = ("strip", "gif", "mp4")
@@ -29,7 +30,7 @@ WAYS = ("strip", "gif", "mp4")
 def run(cfg: DictConfig) -> None:
     check_choices(cfg)
     edits = plan_edits(cfg)
-    pretrained = build.build_pretrained(cfg.teacher, build.build_device(cfg.device))
+    pretrained = build.build_pretrained(cfg.teacher, find_device(cfg.device))
     output_dir, common = Path(cfg.output_dir), shared_settings(cfg, pretrained)
     todo = [edit for edit in edits if not is_done(output_dir, edit, settings(edit, common))]
     batches = make_batches(todo, cfg.batch_size, cfg.max_side)

@@ -1,47 +1,144 @@
 """Edit pictures with a trained translator, one pass each."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.inputs import check_readable, find_pictures, read_picture
-from dds_train.data.images import overview, save_image
+from dds_train.commands.edits import AUTO, mask_of
+from dds_train.commands.inputs import Picture, Record, check_readable, find_pictures, read_picture, sha256
+from dds_train.data.images import fit_into, overview, read_mask, save_image
+from dds_train.editing.masks import automatic_mask, feathered, on_background, pixel_mask
 from dds_train.errors import UserError
-from dds_train.translator import load_translator, read_card
+from dds_train.frozen.device import find_device
+from dds_train.pipeline import Translator
+from dds_train.translator import Task, load_translator, read_card
+from dds_train.translator.task import CAPTION
 
 UNUSED = ("loss", "data", "translator", "optimizer", "scheduler", "trainer", "logger")
+SHOWN = 64  # pictures in the overview
 
 
-@torch.no_grad()
 def run(cfg: DictConfig) -> None:
-    pictures = find_pictures(cfg.image)
-    check_readable(pictures)
-    card = read_card(Path(cfg.ckpt))
-    instruction = cfg.prompt or card.choose(cfg.task).instruction
-    device = build.build_device(cfg.device)
-    pretrained = build.build_pretrained(cfg.teacher, device)
-    if cfg.teacher.path is None:
-        pretrained = replace(pretrained, path=card.teacher)
-    translator, _ = load_translator(Path(cfg.ckpt), pretrained)
-    codec, text_encoder = pretrained.codec(), pretrained.text_encoder()  # the teacher's UNet only if the translator is on it
-    text = text_encoder.embed(instruction)
-    if (translator.latent_channels, translator.text_dim) != (codec.channels, text.shape[-1]):
-        raise UserError(f"teacher.path={pretrained.path} is not the teacher that {cfg.ckpt} was trained with ({card.teacher})")
-    translator.to(device)
-
     output_dir = Path(cfg.output_dir)
+    pictures = find_pictures(cfg.image, output_dir)
+    task = check_choices(cfg)
+    sizes = check_readable(pictures, cfg.max_side)
+    masks = {path: mask_of(cfg.mask, path) for _, path in pictures}
+    translator = build_translator(cfg)
+    record = Record(output_dir, settings(cfg))
+    results = {path: output_dir / result_name(name, path, cfg.format) for name, path in pictures}
+    inputs = {path: [path, *([Path(mask)] if mask not in (None, AUTO) else [])] for path, mask in masks.items()}
+    todo = [path for path in results if not record.has(results[path], *inputs[path])]
+    if len(todo) < len(results):
+        print(f"{len(results) - len(todo)} of {len(results)} pictures are in {output_dir} already", flush=True)
     build.save_config(cfg, output_dir, unused=UNUSED)
-    pairs = []
-    for name, path in tqdm(pictures, desc="predict", unit="image"):
-        picture = read_picture(path, cfg.max_side)
-        z = codec.encode(picture.image)
-        z = translator(z, text, torch.tensor([cfg.strength], device=device))
-        result = codec.decode(z, picture.size)[0].cpu()
-        save_image(result, output_dir / f"{name}.png")
-        pairs.append((picture.image[0], result))
-    save_image(overview(pairs), output_dir / "before_after.png")
-    print(f"{len(pairs)} pictures in {output_dir}, all beside their inputs in {output_dir / 'before_after.png'}", flush=True)
+    with tqdm(total=len(todo), desc="predict", unit="image") as bar:
+        for batch in batches(todo, sizes, cfg.batch_size):
+            read = [read_picture(path, cfg.max_side) for path in batch]
+            edited = edit(cfg, translator, task, read, [masks[path] for path in batch])
+            for path, picture, result in zip(batch, read, edited, strict=True):
+                save_image(result, results[path], picture.extras)
+                record.add(results[path], *inputs[path])
+            bar.update(len(batch))
+    save_overview(list(results.items())[:SHOWN], output_dir / "before_after.png")
+    print(f"{len(results)} pictures in {output_dir}, all beside their inputs in {output_dir / 'before_after.png'}", flush=True)
+
+
+def check_choices(cfg: DictConfig) -> Task | None:
+    """The task that is asked for; None if an instruction is given in its stead."""
+    if cfg.format not in ("png", "same"):
+        raise UserError(f"format={cfg.format}: take png or same (as the input's)")
+    card = read_card(Path(cfg.ckpt))
+    task = card.choose(cfg.task) if cfg.task or not cfg.prompt or len(card.tasks) == 1 else None
+    if cfg.mask == AUTO and (task is None or CAPTION in task.source + task.target):
+        raise UserError("mask=auto needs a task that says what inputs show and what is wanted; give task=NAME or a mask file")
+    return task
+
+
+def build_translator(cfg: DictConfig) -> Translator:
+    card = read_card(Path(cfg.ckpt))
+    parts = build.build_pretrained(cfg.teacher, find_device(cfg.device))
+    if cfg.teacher.path is None:
+        parts = replace(parts, path=card.teacher)
+    return Translator(load_translator(Path(cfg.ckpt), parts)[0], card, parts, cfg.tile, cfg.overlap)
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """What determines the results, but for the pictures and their masks' contents."""
+    ckpt = Path(cfg.ckpt)
+    weights = ckpt / "translator.safetensors" if ckpt.is_dir() else ckpt
+    keys = (
+        "task",
+        "prompt",
+        "strength",
+        "max_side",
+        "mask",
+        "feather",
+        "exact_background",
+        "tile",
+        "overlap",
+        "format",
+        "seed",
+    )
+    own = {key: cfg[key] for key in keys}
+    return {**own, "auto_mask": dict(cfg.auto_mask), "weights": sha256(weights), "teacher": cfg.teacher.path}
+
+
+def result_name(name: str, path: Path, form: str) -> str:
+    return f"{name}{path.suffix if form == 'same' else '.png'}"
+
+
+def batches(paths: Sequence[Path], sizes: dict[Path, tuple[int, int]], batch_size: int) -> Iterator[list[Path]]:
+    """Pictures of one size together."""
+    for _, alike in groupby(sorted(paths, key=sizes.__getitem__), key=sizes.__getitem__):
+        some = list(alike)
+        yield from (some[start : start + batch_size] for start in range(0, len(some), batch_size))
+
+
+def edit(
+    cfg: DictConfig, translator: Translator, task: Task | None, pictures: Sequence[Picture], masks: Sequence[str | None]
+) -> list[Tensor]:
+    """Results [3,H,W] of pictures of one size; on their own background, at their own size, where that is wanted."""
+    images = torch.cat([picture.image for picture in pictures])
+    instruction = cfg.prompt or (task.instruction if task else "")
+    after = translator.translate(images, instruction, cfg.strength)
+    exact = [cfg.exact_background is True or (cfg.exact_background == "auto" and mask is not None) for mask in masks]
+    if not any(exact) and not any(masks):
+        return list(after)
+    before = translator.translate(images, instruction, 0.0) if any(exact) else images
+    results = []
+    for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+        base = picture.original if exact[number] else picture.image
+        pixels = read_pixels(cfg, translator, task, picture, mask, (base.shape[-2], base.shape[-1]))
+        results.append(on_background(base, pixels, before[number : number + 1], after[number : number + 1])[0])
+    return results
+
+
+def read_pixels(
+    cfg: DictConfig, translator: Translator, task: Task | None, picture: Picture, mask: str | None, size: tuple[int, int]
+) -> Tensor:
+    """The mask as [1,1,H,W], soft at its edge."""
+    if mask is None:
+        return torch.ones(1, 1, *size)
+    if mask != AUTO:
+        return feathered(read_mask(mask, size)[None], cfg.feather)
+    assert task is not None, "checked before anything was loaded"
+    prompts = translator.text.condition(task.source), translator.text.condition(task.target)
+    z = translator.codec.encode(picture.image)
+    found = automatic_mask(translator.parts.teacher(), z, *prompts, seed=cfg.seed, **cfg.auto_mask).cpu()
+    pixels = pixel_mask(found, translator.codec.factor, picture.size)
+    return feathered(F.interpolate(pixels, size, mode="nearest"), cfg.feather)
+
+
+def save_overview(pairs: Sequence[tuple[Path, Path]], path: Path) -> None:
+    small = [[fit_into(read_picture(one, None).image[0], 256) for one in pair] for pair in pairs]
+    save_image(overview([(before, after) for before, after in small]), path)

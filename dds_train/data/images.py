@@ -2,8 +2,9 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,6 +18,28 @@ from dds_train.errors import UserError
 from dds_train.frozen import Pretrained
 
 MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a file has beside its colours, and what a result can keep."""
+
+    alpha: Tensor | None = None  # [1,H,W] in [0,1]: how opaque
+    icc: bytes | None = None  # an RGB colour profile
+
+
+def read_with_extras(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, Extras]:
+    """`read_image`, and what else is in the file."""
+    image = checked_image(path, str(path), max_pixels)
+    with Image.open(path) as file:
+        icc = file.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(file) if file.has_transparency_data else None
+    if icc is not None and icc[16:20] != b"RGB ":  # of gray or CMYK, which the result is not
+        icc = None
+    if upright is None:
+        return image, Extras(None, icc)
+    alpha = torch.from_numpy(np.array(upright.convert("RGBA").getchannel("A"))).float() / 255
+    return image, Extras(alpha[None] if (alpha < 1).any() else None, icc)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -75,13 +98,35 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     return torch.where(mask < 0.03, 0, mask)  # what JPEG leaves of black
 
 
-def save_image(image: Tensor, path: str | Path) -> None:
+# As close to the pixels as the format allows.
+BEST: dict[str, dict[str, Any]] = {
+    ".jpg": {"quality": 95, "subsampling": 0},
+    ".jpeg": {"quality": 95, "subsampling": 0},
+    ".webp": {"lossless": True},
+}
+
+
+def save_image(image: Tensor, path: str | Path, extras: Extras | None = None) -> None:
     """Pixels [3,H,W] in [-1,1] to a file whose extension says the format. It appears complete or not at all."""
-    path = Path(path)
+    path, extras = Path(path), extras or Extras()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}{path.suffix}")
-    to_pil(image).save(partial)
+    settings = dict(BEST.get(path.suffix.lower(), {}))
+    if extras.icc:
+        settings["icc_profile"] = extras.icc
+    picture = to_pil(image) if extras.alpha is None else with_alpha(image, extras.alpha)
+    picture.save(partial, **settings)
     partial.replace(path)
+
+
+def with_alpha(image: Tensor, alpha: Tensor) -> Image.Image:
+    """The RGBA picture that looks like `image` [3,H,W] on white; alpha [1,H0,W0] in [0,1] is scaled to it."""
+    if alpha.shape[-2:] != image.shape[-2:]:
+        alpha = F.interpolate(alpha[None], image.shape[-2:], mode="bilinear", antialias=True)[0]
+    colour = 1 - (1 - image.cpu()) / alpha.clamp(min=1 / 255)  # takes the white out again
+    picture = to_pil(colour)
+    picture.putalpha(Image.fromarray((alpha[0] * 255).round().byte().numpy()))
+    return picture
 
 
 def strip(rows: Sequence[Tensor], gap: int = 2) -> Tensor:

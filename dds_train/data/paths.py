@@ -28,6 +28,14 @@ def find_images(spec: str | Path, key: str = "image") -> list[Path]:
     return sorted(found)
 
 
+def folder_of(spec: str | Path) -> Path:
+    """What the names of `find_images` are relative to: the folder itself, that of a file, or that in front of a pattern."""
+    path = Path(spec).expanduser()
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path
+
+
 def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
     """The tar files that a file, a folder or a glob pattern stands for, sorted.
 

@@ -1,7 +1,7 @@
 """The network that is trained, and how it is saved and loaded."""
 
 from dds_train.translator.checkpoint import TranslatorCard, export_translator, load_translator, read_card, read_weights
-from dds_train.translator.kinds import KINDS, Translator, make_translator
+from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator
 from dds_train.translator.lora import LoRATranslator
 from dds_train.translator.task import Task, all_prompts, tasks_from
 from dds_train.translator.teacher_init import TeacherInitTranslator
@@ -12,8 +12,8 @@ __all__ = [
     "LoRATranslator",
     "Task",
     "TeacherInitTranslator",
-    "Translator",
     "TranslatorCard",
+    "TranslatorNetwork",
     "UNetTranslator",
     "all_prompts",
     "export_translator",

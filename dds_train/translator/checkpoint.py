@@ -100,8 +100,12 @@ def load_translator(path: Path, pretrained: Pretrained | None = None) -> tuple[A
 
 def read_card(path: Path) -> TranslatorCard:
     """Of an exported folder or a training checkpoint. Raises UserError as `load_translator` does."""
-    config, _ = _read(path)
-    return _card(path, config)
+    if (path / "config.json").is_file():  # no need for the weights
+        try:
+            return _card(path, json.loads((path / "config.json").read_text()))
+        except ValueError as error:
+            raise UserError(f"ckpt={path}: config.json is damaged: {error}") from error
+    return _card(path, _read(path)[0])
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

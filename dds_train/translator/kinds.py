@@ -11,7 +11,7 @@ from dds_train.translator.teacher_init import TeacherInitTranslator
 from dds_train.translator.unet import UNetTranslator
 
 
-class Translator(Protocol):
+class TranslatorNetwork(Protocol):
     """An `nn.Module` whose parameters are what is trained, saved and averaged."""
 
     config: dict[str, Any]  # its kind, and what `make_translator` needs to build it again

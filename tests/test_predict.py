@@ -1,0 +1,189 @@
+"""predict on pictures as people have them: large, transparent, with profiles, in folders."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from torch import Tensor
+
+from dds_train import Translator
+from dds_train.commands.inputs import Record, find_pictures
+from dds_train.data.images import Extras, read_image, read_with_extras, save_image
+from dds_train.data.tiles import fade, starts, tiled
+from dds_train.errors import UserError
+from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+# ---------------------------------------------------------------- tiles
+
+
+@pytest.mark.parametrize("size", [(30, 30), (31, 95), (100, 64), (65, 33)])
+def test_tiles_cover_every_pixel_and_leave_no_seams(size: tuple[int, int]) -> None:
+    images, seen = noise(2, 3, *size), []
+
+    def edit(part: Tensor) -> Tensor:
+        seen.append(part.shape[-2:])
+        return part * 0.5 + 0.1
+
+    torch.testing.assert_close(tiled(edit, images, 32, 8), images * 0.5 + 0.1)
+    assert all(max(shape) <= 32 for shape in seen)
+    assert len(seen) == (1 if max(size) <= 32 else len(starts(size[0], 32, 8)) * len(starts(size[1], 32, 8)))
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(33, 32, 8), (56, 32, 8), (57, 32, 8), (1000, 32, 8), (100, 32, 0)])
+def test_neighbouring_tiles_overlap_enough(length: int, tile: int, overlap: int) -> None:
+    found = starts(length, tile, overlap)
+    assert found[0] == 0
+    assert found[-1] == length - tile
+    assert all(tile - (b - a) >= overlap for a, b in pairwise(found))
+    assert (len(found) - 1) * (tile - overlap) + overlap < length  # one fewer would not do
+
+
+def test_tiles_fade_into_one_another() -> None:
+    """Two tiles that disagree: along the overlap the result goes from one to the other without a jump."""
+    values = iter([0.0, 1.0])
+    row = tiled(lambda part: torch.full_like(part, next(values)), torch.zeros(1, 3, 8, 56), 32, 8)[0, 0, 4]
+    assert (row[:24] == 0).all()
+    assert (row[32:] == 1).all()
+    assert (row.diff() <= 0.12).all()
+    assert (fade(8, 0) == 1).all()
+
+
+# ---------------------------------------------------------------- what a file has beside its colours
+
+
+def test_alpha_comes_back_and_looks_right_on_white(tmp_path: Path) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    rgba[:5, :, 3] = 0
+    rgba[5:10, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    image, extras = read_with_extras(tmp_path / "a.png")
+    assert extras.alpha is not None
+    save_image(image, tmp_path / "b.png", extras)
+    back = np.asarray(Image.open(tmp_path / "b.png"))
+    assert np.array_equal(back[..., 3], rgba[..., 3])
+    assert np.array_equal(back[5:10, :, :3], rgba[5:10, :, :3])  # what is opaque keeps its bits
+    assert (read_image(tmp_path / "b.png") - image).abs().max() <= 2.1 / 127.5
+
+
+def test_alpha_is_scaled_with_the_picture(tmp_path: Path) -> None:
+    alpha = torch.zeros(1, 40, 20)
+    alpha[:, 20:] = 1
+    save_image(noise(3, 20, 10), tmp_path / "a.png", Extras(alpha))
+    saved = np.asarray(Image.open(tmp_path / "a.png"))
+    assert saved.shape == (20, 10, 4)
+    assert saved[0, 0, 3] == 0
+    assert saved[-1, 0, 3] == 255
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tiff"])
+def test_a_colour_profile_is_kept(tmp_path: Path, extension: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / f"a.{extension}", icc_profile=profile)
+    image, extras = read_with_extras(tmp_path / f"a.{extension}")
+    save_image(image, tmp_path / f"b.{extension}", extras)
+    assert Image.open(tmp_path / f"b.{extension}").info["icc_profile"] == profile
+
+
+def test_a_profile_of_another_kind_of_colours_is_dropped(tmp_path: Path) -> None:
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = b"CMYK"
+    Image.new("CMYK", (8, 8)).save(tmp_path / "a.jpg", icc_profile=bytes(profile))
+    assert read_with_extras(tmp_path / "a.jpg")[1] == Extras(None, None)
+
+
+# ---------------------------------------------------------------- names, and what is done
+
+
+def test_names_keep_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/a.png", "p/sub/a.png", "p/sub/a.jpg", "p/b.c.png", "q/a.png", "p/out/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(spec: str | list[str]) -> list[str]:
+        return [name for name, _ in find_pictures(spec, "p/out")]
+
+    assert names("p") == ["a", "b.c", "sub/a-jpg", "sub/a-png"]
+    assert names("p/sub/*.png") == ["a"]
+    assert names("p/*/a.png") == ["sub/a"]
+    assert names(str(tmp_path / "p" / "sub" / "a.jpg")) == ["a"]
+    assert len(set(names(["p/a.png", "q/a.png"]))) == 2
+    with pytest.raises(UserError, match="nothing but results"):
+        names("p/out")
+
+
+def test_a_record_knows_what_is_done(tmp_path: Path) -> None:
+    picture, mask, result = tmp_path / "a.png", tmp_path / "m.png", tmp_path / "out" / "sub" / "a.png"
+    for path in (picture, mask, result):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+    record = Record(tmp_path / "out", {"strength": 1.0})
+    assert not record.has(result, picture, mask)
+    record.add(result, picture, mask)
+    with record.path.open("a") as file:
+        file.write('{"result": "cut by a k')
+    again = Record(tmp_path / "out", {"strength": 1.0})
+    assert again.has(result, picture, mask)
+    assert not Record(tmp_path / "out", {"strength": 0.5}).has(result, picture, mask)
+    mask.write_bytes(b"another")
+    assert not again.has(result, picture, mask)
+    mask.write_bytes(b"m.png")
+    result.unlink()
+    assert not again.has(result, picture, mask)
+
+
+# ---------------------------------------------------------------- from Python
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = UNetTranslator(4, 32, channels=[16, 32], attention=[True, False], depth=1, heads=2, groups=8)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    folder = tmp_path_factory.mktemp("exported") / "translator"
+    card = TranslatorCard({"lion": Task("a cat", "a lion", "a lion")}, str(tiny("epsilon")), network.config)
+    export_translator(folder, network, card)
+    return folder
+
+
+def test_three_lines(exported: Path, tmp_path: Path) -> None:
+    translator = Translator.from_pretrained(exported, device="cpu")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8))
+    picture.save(tmp_path / "a.png")
+    lion = translator(picture)
+    assert isinstance(lion, Image.Image)
+    assert lion.size == picture.size
+    assert np.array_equal(np.asarray(lion), np.asarray(translator(tmp_path / "a.png", task="lion")))
+    assert np.array_equal(np.asarray(lion), np.asarray(translator(str(tmp_path / "a.png"), "a lion", 1.0)))
+    assert not np.array_equal(np.asarray(lion), np.asarray(translator(picture, "a lion", 0.3)))
+    pixels = translator(read_image(tmp_path / "a.png"))
+    assert isinstance(pixels, Tensor)
+    assert pixels.shape == (3, 37, 50)
+
+
+def test_no_strength_is_the_codec_alone(exported: Path) -> None:
+    translator, images = Translator.from_pretrained(exported, device="cpu"), noise(2, 3, 20, 24)
+    codec = translator.codec
+    torch.testing.assert_close(translator.translate(images, "a lion", 0.0), codec.decode(codec.encode(images), (20, 24)))
+
+
+def test_another_teacher_is_refused(exported: Path) -> None:
+    with pytest.raises(UserError, match="not the teacher"):
+        Translator.from_pretrained(exported, device="cpu", teacher="bundled")
+
+
+def test_squares_must_fit_the_codec(exported: Path) -> None:
+    translator = Translator.from_pretrained(exported, device="cpu")
+    for tile, overlap in ((33, 8), (32, 32)):
+        with pytest.raises(UserError, match="tile="):
+            Translator(translator.network, translator.card, translator.parts, tile, overlap)
