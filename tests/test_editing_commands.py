@@ -157,3 +157,26 @@ def test_compare_pictures(tiny: Callable[[str], Path], folder: Path) -> None:
     assert not (folder / "never").exists()
     printed = run("compare", "change.species=cat", "output_dir=never", cwd=folder, code=2)
     assert "some critters are so already" in printed
+
+
+def test_export(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    from test_commands import fit
+
+    fit(tiny("epsilon"), tmp_path)
+    Image.fromarray(render(critter(0, species="cat"), 64)).save(tmp_path / "cat.png")
+    for form, files in (
+        ("safetensors", {"config.json", "translator.safetensors"}),
+        ("diffusers", {"model_index.json", "pipeline.py", "unet", "vae"}),
+        ("onnx", {"translator.onnx", "run.py", "tasks.npz"}),
+    ):
+        printed = run("export", "ckpt=run/translator", f"format={form}", "examples=cat.png", f"output_dir={form}", cwd=tmp_path)
+        assert files | {"README.md", "examples.png"} <= {path.name for path in (tmp_path / form).iterdir()}
+        assert ("differs from PyTorch by at most" in printed) == (form == "onnx")
+        card = (tmp_path / form / "README.md").read_text()
+        assert "4 steps of 2 images" in card
+        assert "grad_rms" in card
+    run("predict", "ckpt=safetensors", "image=cat.png", "output_dir=lion", cwd=tmp_path)
+    for wrong, says in (("format=pt", "there are safetensors"), ("push=nobody/nothing", "the hub did not take")):
+        printed = run("export", "ckpt=run/translator", wrong, "output_dir=other", cwd=tmp_path, code=2)
+        assert says in printed
+        assert "Traceback" not in printed

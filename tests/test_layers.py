@@ -16,7 +16,9 @@ ALLOWED = {
     "metrics": {"critters"},
     "editing": {"distillation", "frozen", "translator"},
     "training": {"distillation", "frozen", "translator", "data", "critters", "metrics"},
+    "export": {"frozen", "translator"},
     "commands": {
+        "export",
         "distillation",
         "frozen",
         "translator",

@@ -22,6 +22,10 @@ class TranslatorNetwork(Protocol):
         """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] in [0,1] -> [B,C,h,w]; at initialisation exactly z."""
         ...
 
+    def plain_unet(self) -> UNet2DConditionModel:
+        """A UNet without anything of ours, whose answer at step 0 is the change at full strength: ``unet(z, 0, text)``."""
+        ...
+
     def enable_gradient_checkpointing(self) -> None: ...
 
 

@@ -1,5 +1,6 @@
 """Teacher and translator on one UNet: the translator is adapters on the teacher's weights, and a head of its own."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,18 @@ class LoRATranslator(nn.Module):
         """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] -> [B,C,h,w]."""
         features = self._shared.features(z, text).to(self.head.weight.dtype)
         return z + strength.view(-1, 1, 1, 1) * self.head(features).to(z.dtype)
+
+    def plain_unet(self) -> UNet2DConditionModel:
+        """A copy with the adapters merged into its weights and the head as its last layer, in full precision: the change at
+        full strength is ``unet(z, 0, text)``."""
+        unet: Any = copy.deepcopy(self._shared.unet).float()
+        for name, layer in list(unet.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                parent, _, own = name.rpartition(".")
+                setattr(unet.get_submodule(parent), own, layer.get_base_layer())
+        unet.conv_out = copy.deepcopy(self.head)
+        return unet
 
     def enable_gradient_checkpointing(self) -> None:
         self._shared.enable_gradient_checkpointing()

@@ -74,5 +74,9 @@ class UNetTranslator(nn.Module):
         change = self.unet(z, no_time, encoder_hidden_states=text).sample
         return z + strength.view(-1, 1, 1, 1) * change.to(z.dtype)
 
+    def plain_unet(self) -> UNet2DConditionModel:
+        """The change at full strength is ``unet(z, 0, text)``."""
+        return self.unet
+
     def enable_gradient_checkpointing(self) -> None:
         self.unet.enable_gradient_checkpointing()

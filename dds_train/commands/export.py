@@ -1,0 +1,134 @@
+"""A trained translator for the world outside: a folder to keep, to publish, or to run without this package."""
+
+import csv
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dds_train import build
+from dds_train.commands.inputs import find_pictures, read_picture
+from dds_train.data.images import overview, save_image
+from dds_train.errors import UserError
+from dds_train.pipeline import Translator
+from dds_train.translator import export_translator, load_translator, read_card
+
+FORMATS = ("safetensors", "diffusers", "onnx")
+HOW = {
+    "safetensors": "    python -m dds_train predict ckpt=THIS_FOLDER image=cat.png",
+    "diffusers": """    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+    translator = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=f"{FOLDER}/pipeline.py", trust_remote_code=True)
+    translator(Image.open("cat.png"), task="TASK", strength=1.0).save("result.png")""",
+    "onnx": "    python run.py cat.png result.png --task TASK --strength 1.0    # needs onnxruntime, numpy and pillow",
+}
+
+
+def run(cfg: DictConfig) -> None:
+    check_format(cfg.format)
+    pictures = find_pictures(cfg.examples, cfg.output_dir) if cfg.examples else []
+    card = read_card(Path(cfg.ckpt))
+    # On the CPU and in full precision: what is written must not depend on this machine.
+    parts = build.build_pretrained(cfg.teacher, "cpu")
+    parts = replace(parts, path=cfg.teacher.path or card.teacher, dtype=torch.float32)
+    translator = Translator(load_translator(Path(cfg.ckpt), parts)[0], card, parts)
+    folder = Path(cfg.output_dir)
+    print(f"exporting {', '.join(card.tasks)} as {cfg.format}", flush=True)
+    said = write(cfg.format, folder, translator)
+    shown = []
+    for _, path in pictures[:8]:
+        image = read_picture(path, cfg.max_side).image
+        shown += [(image[0], translator.translate(image, task.instruction)[0]) for task in card.tasks.values()]
+    if shown:
+        save_image(overview(shown), folder / "examples.png")
+    (folder / "README.md").write_text(model_card(cfg, translator, said, bool(shown)))
+    print(f"{said}\n{folder}" if said else folder, flush=True)
+    if cfg.push:
+        push(folder, cfg.push)
+
+
+def check_format(name: str) -> None:
+    if name not in FORMATS:
+        raise UserError(f"format={name}: there are {', '.join(FORMATS)}")
+    missing = [module for module in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(module)]
+    if name == "onnx" and missing:
+        raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'dds_train[onnx]'")
+
+
+def write(form: str, folder: Path, translator: Translator) -> str:
+    """The folder's files; what was checked, in a sentence."""
+    parts = (folder, translator.network, translator.card)
+    if form == "safetensors":
+        export_translator(*parts)
+        return ""
+    if form == "diffusers":
+        from dds_train.export.diffusers_folder import export_diffusers
+
+        export_diffusers(*parts, translator.parts)
+        return ""
+    from dds_train.export.onnx_folder import export_onnx
+
+    checked = export_onnx(*parts, translator.parts)
+    shapes = " and ".join("x".join(map(str, shape)) for shape in checked.shapes)
+    return f"onnxruntime differs from PyTorch by at most {checked.difference:.5f} of 255 levels, on pictures of {shapes}"
+
+
+def model_card(cfg: DictConfig, translator: Translator, said: str, examples: bool) -> str:
+    """README.md, with the metadata that a hub reads."""
+    card = translator.card
+    rows = "\n".join(f"| {name} | {t.source} | {t.target} | {t.instruction} |" for name, t in card.tasks.items())
+    millions = sum(p.numel() for p in translator.network.plain_unet().parameters()) / 1e6
+    picture = "\n![Inputs above, results below](examples.png)\n" if examples else ""
+    notes = "".join(f"\n{part}\n" for part in (said and f"{said}.", training_notes(Path(cfg.ckpt))) if part)
+    return f"""---
+library_name: {"diffusers" if cfg.format == "diffusers" else "dds_train"}
+pipeline_tag: image-to-image
+tags: [image-to-image, score-distillation, delta-denoising-score]
+---
+
+# Image translator: {", ".join(card.tasks)}
+
+Edits a picture in one pass ({millions:.1f} M parameters, on the latents of `{card.teacher}`). Trained by dds_train with score
+distillation (Delta Denoising Score, arXiv 2304.07090): without pictures of the target and without pairs.
+
+| task | inputs show | it makes of them | instruction |
+| --- | --- | --- | --- |
+{rows}
+
+{HOW[cfg.format].replace("TASK", next(iter(card.tasks)))}
+{picture}{notes}"""
+
+
+def training_notes(ckpt: Path) -> str:
+    """What the training run says of itself, if its files are still where fit wrote them: data, length, last scores."""
+    output_dir = ckpt.resolve().parent if ckpt.is_dir() else ckpt.resolve().parents[1]
+    notes = []
+    if (output_dir / "config.yaml").is_file():
+        cfg = OmegaConf.load(output_dir / "config.yaml")
+        if "data" in cfg and "trainer" in cfg:
+            data = json.dumps(OmegaConf.to_container(cfg.data))
+            notes.append(f"Trained for {cfg.trainer.max_steps} steps of {cfg.batch_size} images; data: `{data}`.")
+    if (output_dir / "metrics.csv").is_file():
+        with (output_dir / "metrics.csv").open() as file:
+            last = {
+                key: value for row in csv.DictReader(file) for key, value in row.items() if key.startswith("val/") and value
+            }
+        if last:
+            scores = "\n".join(f"| {key.removeprefix('val/')} | {float(value):.4g} |" for key, value in last.items())
+            notes.append(f"Last validation, on images kept out of training:\n\n| score | value |\n| --- | --- |\n{scores}")
+    return "\n\n".join(notes)
+
+
+def push(folder: Path, repo: str) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(repo, exist_ok=True)
+        print(HfApi().upload_folder(repo_id=repo, folder_path=folder), flush=True)
+    except Exception as error:  # whatever the hub's client raises when it cannot deliver
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"push={repo}: the hub did not take {folder} ({reason}); log in with: hf auth login") from error

@@ -1,0 +1,59 @@
+"""An image translator as a diffusers pipeline. This file needs torch, diffusers and transformers, and nothing else.
+
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+translator = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=f"{FOLDER}/pipeline.py", trust_remote_code=True)
+translator(Image.open("cat.png")).save("lion.png")
+"""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from PIL import Image, ImageOps
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+class TranslatorPipeline(DiffusionPipeline):
+    """Edits a picture in one pass: ``z + strength * unet(z, 0, instruction)`` between an encoder and a decoder.
+
+    Args:
+        tasks: name -> the instruction that the translator was trained with.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        tasks: dict[str, str] | None = None,  # with a default, or diffusers would look for a folder of that name
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
+        self.register_to_config(tasks=tasks or {})
+
+    @torch.no_grad()
+    def __call__(
+        self, image: Image.Image, task: str | None = None, prompt: str | None = None, strength: float = 1.0
+    ) -> Image.Image:
+        """`task` is one of those it was trained for (not needed if it is one), `prompt` an instruction in your own words."""
+        tasks = self.config["tasks"]
+        if prompt is None and (task or (len(tasks) == 1 and next(iter(tasks)))) not in tasks:
+            raise ValueError(f"task={task}: this translator knows {', '.join(tasks)}")
+        instruction = prompt or tasks[task or next(iter(tasks))]
+        tokens = self.tokenizer(instruction, padding="max_length", truncation=True, return_tensors="pt")
+        text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        width, height = picture.size
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.nn.functional.pad(pixels, (0, -width % factor, 0, -height % factor), mode="replicate")
+
+        scale, shift = self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0
+        z = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mode()
+        z = (z - shift) * scale
+        z = z + strength * self.unet(z.to(self.unet.dtype), 0, encoder_hidden_states=text).sample.to(z.dtype)
+        edited = self.vae.decode(z / scale + shift).sample[0, :, :height, :width].float().clamp(-1, 1)
+        return Image.fromarray(((edited.cpu() + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())

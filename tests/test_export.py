@@ -1,0 +1,100 @@
+"""Exported translators run without this package and give the same picture."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dds_train import Translator
+from dds_train.export import export_diffusers, export_onnx
+from dds_train.frozen import Pretrained
+from dds_train.translator import Task, TranslatorCard, make_translator
+
+KINDS: dict[str, dict[str, Any]] = {
+    "unet": {"channels": [16, 32], "attention": [True, False], "depth": 1, "heads": 2, "groups": 8},
+    "lora": {"rank": 4},
+    "teacher_init": {},
+}
+# An import of ours is an error here: what is exported has to do without it.
+ALONE = "import sys; sys.modules['dds_train'] = None; "
+
+
+@pytest.fixture(params=KINDS)
+def translator(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Translator:
+    parts = Pretrained(str(tiny("epsilon")))
+    torch.manual_seed(0)
+    network = make_translator({"kind": request.param, **KINDS[request.param]}, parts.load_unet)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    tasks = {"lion": Task("a cat", "a lion", "a lion"), "dog": Task("a cat", "a dog", "make it a dog")}
+    return Translator(network, TranslatorCard(tasks, parts.path, network.config), parts)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)).save(tmp_path / "cat.png")
+    return tmp_path / "cat.png"
+
+
+def difference(one: Path, other: Image.Image) -> int:
+    return int(np.abs(np.asarray(Image.open(one)).astype(int) - np.asarray(other).astype(int)).max())
+
+
+def test_adapters_merge_into_a_plain_unet(translator: Translator) -> None:
+    z, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
+    unet: Any = translator.network.plain_unet()
+    assert not any("lora" in name for name in unet.state_dict())
+    with torch.no_grad():
+        expected = translator.network(z, text, torch.ones(2)) - z
+        torch.testing.assert_close(unet(z, 0, encoder_hidden_states=text).sample, expected, rtol=1e-4, atol=1e-5)
+        # What shares weights with the teacher still does, and is as it was.
+        torch.testing.assert_close(translator.network(z, text, torch.ones(2)) - z, expected)
+
+
+def test_a_diffusers_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:
+    export_diffusers(tmp_path / "folder", translator.network, translator.card, translator.parts)
+    code = f"""{ALONE}
+from diffusers import DiffusionPipeline
+from PIL import Image
+folder = {str(tmp_path / "folder")!r}
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder + "/pipeline.py", trust_remote_code=True)
+pipe(Image.open({str(picture)!r}), task="dog", strength=0.7).save({str(tmp_path / "dog.png")!r})
+pipe(Image.open({str(picture)!r}), task="lion").save({str(tmp_path / "lion.png")!r})
+try:
+    pipe(Image.open({str(picture)!r}))
+    raise SystemExit("several tasks, and none was asked for")
+except ValueError:
+    pass
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+    for name, strength in (("dog", 0.7), ("lion", 1.0)):
+        expected = translator(picture, task=name, strength=strength)
+        assert isinstance(expected, Image.Image)
+        assert difference(tmp_path / f"{name}.png", expected) <= 1
+    assert difference(tmp_path / "dog.png", Image.open(tmp_path / "lion.png")) > 1
+
+
+@pytest.mark.slow
+def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:
+    checked = export_onnx(tmp_path / "folder", translator.network, translator.card, translator.parts)
+    assert checked.difference < 0.1
+    assert len({shape[0] for shape in checked.shapes}) > 1
+    command = [
+        sys.executable,
+        "-c",
+        f"{ALONE}sys.modules['torch'] = None; import runpy; runpy.run_path('folder/run.py', run_name='__main__')",
+    ]
+    for name, strength in (("dog", 0.7), ("lion", 1.0)):
+        options = ["cat.png", f"{name}.png", "--task", name, "--strength", str(strength)]
+        subprocess.run([*command, *options], check=True, cwd=tmp_path, capture_output=True)
+        expected = translator(picture, task=name, strength=strength)
+        assert isinstance(expected, Image.Image)
+        assert difference(tmp_path / f"{name}.png", expected) <= 1
+    assert json.loads((tmp_path / "folder" / "settings.json").read_text())["tasks"] == ["lion", "dog"]
