@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PROMPTS = ("source=a photo of a cat", "target=a photo of a lion")
 
@@ -18,3 +19,16 @@ def run(*argv: object, cwd: Path, code: int = 0, start: tuple[object, ...] = ("-
     result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(cwd))
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout + result.stderr
+
+
+def fit_arguments(teacher: Path, *more: object) -> tuple[object, ...]:
+    own_data = any(str(one).startswith("data=") for one in more)
+    small = ("held_out=4", "batch_size=2", *(() if own_data else ("data.count=12", "data.steps=2")))
+    own_weights = not any(str(one).startswith("translator=") for one in more)
+    narrow = ("translator.channels=[16,32]", "translator.groups=8") if own_weights else ()
+    often = ("every.log=1", "every.picture=2", "every.checkpoint=2", "trainer.max_steps=4", "trainer.accelerator=cpu")
+    return ("fit", *PROMPTS, f"teacher.path={teacher}", "output_dir=run", *small, *narrow, *often, *more)
+
+
+def fit(teacher: Path, cwd: Path, *more: object, **how: Any) -> str:
+    return run(*fit_arguments(teacher, *more), cwd=cwd, **how)

@@ -7,13 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shell import PROMPTS, environment, run
+from shell import PROMPTS, environment, fit, fit_arguments, run
 
 from dds_train.critters.render import render
 from dds_train.critters.world import critter
@@ -35,19 +34,6 @@ def odd_pictures(tmp_path: Path) -> Path:
     Image.fromarray(np.asarray(cat.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen=16.png")
     cat.resize((511, 37)).save(folder / "wide.png")
     return folder
-
-
-def fit_arguments(teacher: Path, *more: object) -> tuple[object, ...]:
-    own_data = any(str(one).startswith("data=") for one in more)
-    small = ("held_out=4", "batch_size=2", *(() if own_data else ("data.count=12", "data.steps=2")))
-    own_weights = not any(str(one).startswith("translator=") for one in more)
-    narrow = ("translator.channels=[16,32]", "translator.groups=8") if own_weights else ()
-    often = ("every.log=1", "every.picture=2", "every.checkpoint=2", "trainer.max_steps=4", "trainer.accelerator=cpu")
-    return ("fit", *PROMPTS, f"teacher.path={teacher}", "output_dir=run", *small, *narrow, *often, *more)
-
-
-def fit(teacher: Path, cwd: Path, *more: object, **how: Any) -> str:
-    return run(*fit_arguments(teacher, *more), cwd=cwd, **how)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

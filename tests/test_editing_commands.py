@@ -9,7 +9,7 @@ import imageio.v3
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
-from shell import PROMPTS, run
+from shell import PROMPTS, fit, run
 
 from dds_train.critters.render import render
 from dds_train.critters.world import critter
@@ -160,8 +160,6 @@ def test_compare_pictures(tiny: Callable[[str], Path], folder: Path) -> None:
 
 
 def test_export(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    from test_commands import fit
-
     fit(tiny("epsilon"), tmp_path)
     Image.fromarray(render(critter(0, species="cat"), 64)).save(tmp_path / "cat.png")
     for form, files in (

@@ -82,6 +82,7 @@ except ValueError:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("translator", ["lora"], indirect=True)  # the others are plain UNets from the start
 def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:
     checked = export_onnx(tmp_path / "folder", translator.network, translator.card, translator.parts)
     assert checked.difference < 0.1
