@@ -32,7 +32,7 @@ Score = Callable[[list[Tensor]], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Task:
+class Pictures:
     """The pictures to edit, what is known of the right results, and how results are scored."""
 
     names: list[str]
@@ -44,25 +44,25 @@ class Task:
 def run(cfg: DictConfig) -> None:
     chosen = choose(cfg)
     wish = Wish(build.build_pretrained(cfg.teacher, find_device(cfg.device)), cfg.source, cfg.target, cfg.seed)
-    task = picture_task(cfg) if cfg.image is not None else critter_task(cfg)
+    pictures = own_pictures(cfg) if cfg.image is not None else critters(cfg)
     editors = {name: build_editor(name, fields, cfg, wish) for name, fields in chosen.items()}
     output_dir = Path(cfg.output_dir)
     build.save_config(cfg, output_dir, unused=UNUSED)
     scores: dict[str, dict[str, float]] = {}
-    columns = {"input": task.batches, **({"truth": task.truths} if task.truths else {})}
+    columns = {"input": pictures.batches, **({"truth": pictures.truths} if pictures.truths else {})}
     for name, edit in tqdm(editors.items(), desc="compare", unit="editor"):
         # Of the truth, where it is known: the best that any editor behind this codec could do.
-        inputs = task.truths if task.truths and chosen[name]["kind"] == "round_trip" else task.batches
+        inputs = pictures.truths if pictures.truths and chosen[name]["kind"] == "round_trip" else pictures.batches
         began = time.perf_counter()
         columns[name] = [edit(batch) for batch in inputs]
         seconds = (time.perf_counter() - began) / sum(map(len, inputs))
-        scores[name] = {**task.score(columns[name]), "s / image": seconds}
+        scores[name] = {**pictures.score(columns[name]), "s / image": seconds}
     table = as_table(scores)
     (output_dir / "table.md").write_text(table)
     (output_dir / "scores.json").write_text(json.dumps(scores, indent=2))
     shown = {name: [one for batch in batches for one in batch][: cfg.rows] for name, batches in columns.items()}
-    save_image(labelled_grid(shown, task.names), output_dir / "picture.png")
-    count = sum(map(len, task.batches))
+    save_image(labelled_grid(shown, pictures.names), output_dir / "picture.png")
+    count = sum(map(len, pictures.batches))
     print(f'{count} pictures, "{cfg.source}" -> "{cfg.target}"\n\n{table}\npicture  {output_dir / "picture.png"}', flush=True)
 
 
@@ -106,7 +106,7 @@ def build_editor(name: str, fields: dict[str, Any], cfg: DictConfig, wish: Wish)
 # ---------------------------------------------------------------- what is edited, and what counts
 
 
-def critter_task(cfg: DictConfig) -> Task:
+def critters(cfg: DictConfig) -> Pictures:
     """`cfg.critters` unseen ones, with exact truths."""
     given, change = (OmegaConf.to_container(part, resolve=True) for part in (cfg.given, cfg.change))
     try:
@@ -117,21 +117,21 @@ def critter_task(cfg: DictConfig) -> Task:
     if any(source == target for source, target in zip(sources, targets, strict=True)):
         raise UserError(f"change={change}: some critters are so already; say so in given, such as given.species=cat")
 
-    def batches(critters: list[Critter]) -> list[Tensor]:
-        return list(torch.stack([to_tensor(one) for one in critters]).split(cfg.batch_size))
+    def batches(some: list[Critter]) -> list[Tensor]:
+        return list(torch.stack([to_tensor(one) for one in some]).split(cfg.batch_size))
 
     def score(outputs: list[Tensor]) -> dict[str, float]:
         return asdict(score_edit(torch.cat(outputs), sources, change))  # type: ignore[arg-type]
 
     names = [full_caption(source).removeprefix("a photo of ") for source in sources]
-    return Task(names, batches(sources), batches(targets), score)
+    return Pictures(names, batches(sources), batches(targets), score)
 
 
-def picture_task(cfg: DictConfig) -> Task:
+def own_pictures(cfg: DictConfig) -> Pictures:
     """The user's pictures, of which nobody knows the truth: how much is kept and, with a CLIP model, how well the words fit."""
-    pictures = find_pictures(cfg.image, cfg.output_dir)
-    check_readable(pictures)
-    inputs = [read_picture(path, cfg.max_side).image for _, path in pictures]
+    found = find_pictures(cfg.image, cfg.output_dir)
+    check_readable(found)
+    inputs = [read_picture(path, cfg.max_side).image for _, path in found]
     clip = Clip(cfg.clip.model) if cfg.clip.model else None
 
     def score(outputs: list[Tensor]) -> dict[str, float]:
@@ -144,7 +144,7 @@ def picture_task(cfg: DictConfig) -> Task:
                 scores[key] = sum(alike) / len(alike)
         return scores
 
-    return Task([name for name, _ in pictures], inputs, None, score)
+    return Pictures([name for name, _ in found], inputs, None, score)
 
 
 def as_table(scores: dict[str, dict[str, float]]) -> str:

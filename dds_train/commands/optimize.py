@@ -4,6 +4,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from dds_train.data.images import overview, read_image, save_animation, save_ima
 from dds_train.editing.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
 from dds_train.editing.optimize import Stall, Step, optimize_latent
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained
+from dds_train.frozen import Pretrained, PromptTable
 from dds_train.frozen.device import find_device
 
 UNUSED = ("data", "translator", "trainer", "logger")
 WAYS = ("strip", "gif", "mp4")
+VERSIONS = {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 
 def run(cfg: DictConfig) -> None:
@@ -37,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     if len(todo) < len(edits):
         print(f"{len(edits) - len(todo)} of {len(edits)} edits are in {output_dir} already", flush=True)
     if batches:
-        editor = Editor(cfg, pretrained)
+        editor = BatchEditor(cfg, pretrained)
         build.save_config(cfg, output_dir, unused=UNUSED)
         with tqdm(total=len(batches) * cfg.steps, desc="optimize", unit="step") as bar:
             for planned in batches:
@@ -67,7 +69,7 @@ def shared_settings(cfg: DictConfig, pretrained: Pretrained) -> dict[str, Any]:
     return {**used, "teacher": {"path": pretrained.path, "weights": weights, "dtype": str(pretrained.dtype)}}
 
 
-class Editor:
+class BatchEditor:
     """What all batches share. `cfg` is that of optimize."""
 
     def __init__(self, cfg: DictConfig, pretrained: Pretrained) -> None:
@@ -102,17 +104,20 @@ class Editor:
                 raise UserError(f"{edit.image}: the latent left the finite numbers; {remedy}")
             mask = None if masks is None else masks[number : number + 1]
             self.write(batch, number, [z[number : number + 1] for z in way], mask, output_dir / edit.name)
-            result = {"steps": int(step.steps[number]), "seconds": seconds}
+            result = {"steps": int(step.steps[number]), "seconds": seconds, "versions": VERSIONS}
             record = {"settings": settings(edit, common), "result": result}
             (output_dir / f"{edit.name}.json").write_text(json.dumps(record, indent=2))
 
     def descend(self, batch: Batch, z_source: Tensor, masks: Tensor | None) -> Iterator[Step]:
-        stop = self.cfg.early_stop
+        stop, negative = self.cfg.early_stop, self.cfg.loss.get("negative")
+        sources, targets = [edit.source for edit in batch.firsts], [edit.target for edit in batch.edits]
+        # By a table, in which a prompt's embedding does not depend on its company: what is cached is found again.
+        table = PromptTable.of(self.text, [*sources, *targets, *([negative] if negative else [])])
         return optimize_latent(
             self.teacher,
             z_source,
-            self.text.condition([edit.source for edit in batch.firsts]),
-            self.text.condition([edit.target for edit in batch.edits], self.cfg.loss.get("negative")),
+            table.condition(sources),
+            table.condition(targets, negative),
             loss=self.loss,
             steps=self.cfg.steps,
             guidance=self.cfg.guidance,
