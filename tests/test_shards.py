@@ -13,17 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from dds_train.data.batches import Placed, StepBatches, collate, hold_out, step_loader
 from dds_train.data.folder import FolderSource
-from dds_train.data.images import to_pil
 from dds_train.data.prompts import fill_all, read_prompts
 from dds_train.data.shards import ShardSource
 from dds_train.data.synthesize import Recipe, image_seed, recipe_for, synthesize, verify
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained, PromptTable
-from dds_train.metrics.clip import Clip
 
 PROMPTS = fill_all(["a photo of a {fur} cat", "a cat"], {"fur": ["gray", "orange"]}, 7, seed=0)
 
@@ -166,35 +163,6 @@ def test_filtered_by_clip(pretrained: Pretrained, tmp_path: Path) -> None:
     assert [s["json"]["seed"] for s in samples] == [image_seed(r, i, 1 if i == 0 else 0) for i in (0, 1, 2, 3, 5, 6)]
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
     assert (manifest["samples"], manifest["left_out"]) == (6, 1)
-
-
-def test_clip_similarity_is_that_of_transformers(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    from transformers import CLIPTokenizer
-
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={"vocab_size": 514, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-                     "num_attention_heads": 2, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1},
-        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-                       "image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )  # fmt: skip
-    CLIPModel(config).save_pretrained(tmp_path)
-    CLIPTokenizer.from_pretrained(tiny("epsilon") / "tokenizer").save_pretrained(tmp_path)
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor.save_pretrained(tmp_path)
-    clip = Clip(str(tmp_path))
-    images = torch.rand(2, 3, 32, 32) * 2 - 1
-    texts = ["a cat", "a dog on a mat"]
-    pixels = processor(images=[to_pil(image) for image in images], return_tensors="pt").pixel_values
-    tokens = CLIPTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="pt")
-    output = CLIPModel.from_pretrained(tmp_path).eval()(pixel_values=pixels, **tokens)
-    wanted = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
-    eight_bits = torch.stack([torch.from_numpy(np.array(to_pil(i))).permute(2, 0, 1) / 127.5 - 1 for i in images])
-    torch.testing.assert_close(torch.tensor(clip.similarity(eight_bits, texts)), wanted, atol=1e-4, rtol=1e-3)
-    assert clip.images(torch.zeros(1, 3, 40, 64)).shape == (1, 16)
-    with pytest.raises(UserError, match="CLIP model nowhere"):
-        Clip("nowhere")
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ class Clip:
         """Cosine of each image with its sentence, in [-1,1]."""
         return (self.images(images) * self.texts(texts)).sum(-1).tolist()
 
+    def direction(self, before: Tensor, after: Tensor, source: Sequence[str], target: Sequence[str]) -> Tensor:
+        """Directional similarity (StyleGAN-NADA, arXiv 2108.00946, equation 3): the cosine between how the pictures [B,3,H,W]
+        moved and how the sentences moved, [B] in [-1,1]. NaN where either did not move."""
+        moved = self.images(after) - self.images(before)
+        said = self.texts(target) - self.texts(source)
+        lengths = moved.norm(dim=-1) * said.norm(dim=-1)
+        return torch.where(lengths > 1e-9, (moved * said).sum(-1) / lengths, torch.nan).double()
+
 
 def _pooled(output: object) -> Tensor:
     # transformers 5 returns an output object, earlier versions the tensor.

@@ -1,0 +1,193 @@
+"""Each metric against a computation of its own: written out, by hand, or by another library's parts."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+import torchvision
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
+
+from dds_train.data.images import to_pil
+from dds_train.errors import UserError
+from dds_train.metrics.clip import Clip
+from dds_train.metrics.perceptual import Lpips, Structure
+from dds_train.metrics.pixels import mse, outside, psnr, ssim
+
+
+def pictures(seed: int, count: int = 2, size: tuple[int, int] = (40, 33)) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 6, 5, generator=rng) * 2 - 1
+    return F.interpolate(coarse, size, mode="bilinear") * 0.9 + 0.1 * (torch.rand(count, 3, *size, generator=rng) * 2 - 1)
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def test_errors_of_a_known_size() -> None:
+    a = pictures(0)
+    b = a + 2 * torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)  # in [0,1]: 0.1 and 0.01
+    torch.testing.assert_close(mse(a, b), torch.tensor([1e-2, 1e-4], dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(psnr(a, b), torch.tensor([20.0, 40.0], dtype=torch.float64), rtol=1e-3, atol=0)
+    assert psnr(a, a).tolist() == [math.inf, math.inf]
+
+
+def ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al., for one channel; windows over the edge see the picture mirrored."""
+    a, b = (np.pad(x, 5, mode="reflect") for x in (a, b))
+    x = np.arange(11) - 5.0
+    g = np.exp(-(x**2) / (2 * 1.5**2))
+    window = np.outer(g, g) / np.outer(g, g).sum()
+    total, count = 0.0, 0
+    for i in range(a.shape[0] - 10):
+        for j in range(a.shape[1] - 10):
+            p, q = a[i : i + 11, j : j + 11], b[i : i + 11, j : j + 11]
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+            cov = (window * (p - mp) * (q - mq)).sum()
+            c1, c2 = 0.01**2, 0.03**2
+            total += (2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2))
+            count += 1
+    return total / count
+
+
+def test_structural_similarity_by_hand() -> None:
+    a, b = pictures(0, 1, (21, 18)), pictures(1, 1, (21, 18))
+    by_hand = np.mean([ssim_by_hand(a[0, c].numpy() / 2 + 0.5, b[0, c].numpy() / 2 + 0.5) for c in range(3)])
+    assert ssim(a, b).item() == pytest.approx(by_hand, abs=1e-6)
+    torch.testing.assert_close(ssim(a, a), torch.ones(1, dtype=torch.float64))
+    assert math.isnan(ssim(a[..., :10], b[..., :10]).item())
+
+
+def test_the_background_alone_counts_outside_a_mask() -> None:
+    a, b = pictures(0), pictures(0)
+    mask = torch.zeros(2, 1, 40, 33)
+    mask[:, :, 5:20, 5:20] = 1
+    b = torch.where(mask > 0, -b, b)
+    assert (mse(a, b) > 0).all()
+    assert (mse(outside(a, mask), outside(b, mask)) == 0).all()
+    b[:, :, 30:] += 0.2
+    share = 10 / 40  # black counts as equal
+    torch.testing.assert_close(mse(outside(a, mask), outside(b, mask)), torch.full((2,), 0.01 * share, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------- networks
+
+
+def test_lpips_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a random backbone, written out over torchvision's own layers and the published heads."""
+    torch.manual_seed(0)
+    backbone = torchvision.models.squeezenet1_1(weights=None).eval()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: backbone.state_dict())
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: backbone.state_dict())
+    heads_at = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "squeeze.pth"
+    heads = list(torch.load(heads_at, map_location="cpu", weights_only=True).values())
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+
+    def layers(image: Tensor) -> list[Tensor]:
+        x, found = (image - shift.view(1, 3, 1, 1)) / scale.view(1, 3, 1, 1), []
+        with torch.no_grad():
+            for number, layer in enumerate(backbone.features):
+                x = layer(x)
+                if number in (1, 4, 7, 9, 10, 11, 12):
+                    found.append(x)
+        return found
+
+    a, b = pictures(0, 2, (64, 64)), pictures(1, 2, (64, 64))
+    expected = torch.zeros(2)
+    for p, q, head in zip(layers(a), layers(b), heads, strict=True):
+        p, q = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-8) for x in (p, q))
+        expected += ((p - q).square() * head.view(1, -1, 1, 1)).sum(1).mean(dim=(1, 2))
+    lpips = Lpips("squeeze")
+    torch.testing.assert_close(lpips(a, b).float(), expected, rtol=1e-4, atol=1e-6)
+    assert (lpips(a, a) == 0).all()
+
+
+def test_lpips_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> Any:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", no_network)
+    with pytest.raises(UserError, match=r"LPIPS \(squeeze\): .*squeezenet1_1"):
+        Lpips("squeeze")
+
+
+def test_structure_distance_by_hand(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    structure = Structure(str(tmp_path))
+
+    def keys(image: Tensor) -> Tensor:
+        """By the weights: what enters the last layer, normalised, times the key matrix."""
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        pixels = ((image + 1) / 2 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+        state = model.state_dict()
+        weight, bias = (
+            next(v for k, v in reversed(state.items()) if k.endswith((f"k_proj.{e}", f".key.{e}"))) for e in ("weight", "bias")
+        )
+        norm = next(module for name, module in reversed(list(model.named_modules())) if name.endswith("layernorm_before"))
+        with torch.no_grad():
+            entering = model(pixels, output_hidden_states=True).hidden_states[-2]
+            return norm(entering) @ weight.T + bias
+
+    a, b = pictures(0, 1, (32, 32)).clamp(-1, 1), pictures(1, 1, (32, 32)).clamp(-1, 1)
+    maps = []
+    for image in (a, b):
+        found = keys(image)[0]
+        maps.append(torch.stack([torch.stack([F.cosine_similarity(p, q, dim=0) for q in found]) for p in found]))
+    assert maps[0].shape == (17, 17)  # 16 patches and the class token
+    assert structure(a, b).item() == pytest.approx((maps[0] - maps[1]).square().mean().item(), rel=1e-3)
+    assert structure(a, a).item() == 0
+    with pytest.raises(UserError, match="structure distance"):
+        Structure(str(tmp_path / "none"))
+
+
+@pytest.fixture
+def clip_folder(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config={"vocab_size": 514, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                     "num_attention_heads": 2, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1},
+        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+                       "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )  # fmt: skip
+    CLIPModel(config).save_pretrained(tmp_path)
+    CLIPTokenizer.from_pretrained(tiny("epsilon") / "tokenizer").save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_clip_is_that_of_transformers(clip_folder: Path) -> None:
+    clip, processor = Clip(str(clip_folder)), CLIPImageProcessor.from_pretrained(clip_folder)
+    model, tokenizer = CLIPModel.from_pretrained(clip_folder).eval(), CLIPTokenizer.from_pretrained(clip_folder)
+    before, after = ((torch.rand(2, 3, 32, 32) * 255).round() / 127.5 - 1 for _ in range(2))
+    source, target = ["a cat", "a dog on a mat"], ["a lion", "a bear"]
+
+    def embed(images: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+        pixels = processor(images=[to_pil(image) for image in images], return_tensors="pt").pixel_values
+        with torch.no_grad():
+            output = model(pixel_values=pixels, **tokenizer(texts, padding=True, return_tensors="pt"))
+        return F.normalize(output.image_embeds, dim=-1), F.normalize(output.text_embeds, dim=-1)
+
+    (image_0, text_0), (image_1, text_1) = embed(before, source), embed(after, target)
+    similar = F.cosine_similarity(image_0, text_0)
+    torch.testing.assert_close(torch.tensor(clip.similarity(before, source)), similar, atol=1e-4, rtol=1e-3)
+    moved = F.cosine_similarity(image_1 - image_0, text_1 - text_0)
+    torch.testing.assert_close(clip.direction(before, after, source, target).float(), moved, atol=1e-3, rtol=1e-3)
+    assert clip.direction(before, before, source, target).isnan().all()
+    assert clip.images(torch.zeros(1, 3, 40, 64)).shape == (1, 16)
+    with pytest.raises(UserError, match="CLIP model nowhere"):
+        Clip("nowhere")
