@@ -26,13 +26,14 @@ COMMANDS = {
     "predict": "edit pictures with a trained translator, one pass each",
     "optimize": "edit pictures one at a time, by descent on their latents",
     "compare": "edit the same pictures with several editors: a table of scores and a picture",
+    "evaluate": "measure editors on many pictures: scores, and a page that shows them",
     "export": "write a trained translator for diffusers, for ONNX, or for the hub",
     "synthesize": "let the teacher draw a data set of source images",
 }
 # Values of these keys are free text or paths. Hydra would read commas, brackets and equals signs in them as its own grammar.
 TEXT_KEYS = {
     "source", "target", "instruction", "prompt", "prompts", "image", "ckpt", "output_dir", "output", "resume",
-    "teacher.path", "data.path", "data.prompts", "clip.model", "loss.negative",
+    "teacher.path", "data.path", "data.prompts", "clip.model", "structure.model", "loss.negative",
     "mask", "cache", "examples", "push",
 }  # fmt: skip
 OPEN = ("tasks.", "words.", "data.words.", "editors.", "given.", "change.")  # groups whose keys users name

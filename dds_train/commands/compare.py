@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ def run(cfg: DictConfig) -> None:
     print(f'{count} pictures, "{cfg.source}" -> "{cfg.target}"\n\n{table}\npicture  {output_dir / "picture.png"}', flush=True)
 
 
-def choose(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """name -> the fields of its configuration: the editors wanted, and the translators."""
+def choose(cfg: DictConfig, always: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """name -> the fields of its configuration: the editors wanted, those of `always` first, and the translators."""
     known: dict[str, dict[str, Any]] = OmegaConf.to_container(cfg.editors, resolve=True)  # type: ignore[assignment]
-    wanted = list(known) if cfg.only is None else list(cfg.only)
+    wanted = [*(name for name in always if name in known), *(known if cfg.only is None else cfg.only)]
     for name in wanted:
         if name not in known:
             raise UserError(f"only=[{','.join(wanted)}]: no editor {name}; there are {', '.join(known)}")
@@ -106,8 +106,8 @@ def build_editor(name: str, fields: dict[str, Any], cfg: DictConfig, wish: Wish)
 # ---------------------------------------------------------------- what is edited, and what counts
 
 
-def critters(cfg: DictConfig) -> Pictures:
-    """`cfg.critters` unseen ones, with exact truths."""
+def draw_critters(cfg: DictConfig) -> tuple[list[Critter], list[Critter], dict[str, Any]]:
+    """`cfg.critters` unseen ones, their exact truths, and what these change."""
     given, change = (OmegaConf.to_container(part, resolve=True) for part in (cfg.given, cfg.change))
     try:
         sources = [critter(FIRST + number, **given) for number in range(cfg.critters)]  # type: ignore[arg-type]
@@ -116,12 +116,17 @@ def critters(cfg: DictConfig) -> Pictures:
         raise UserError(f"given and change: {error}") from error
     if any(source == target for source, target in zip(sources, targets, strict=True)):
         raise UserError(f"change={change}: some critters are so already; say so in given, such as given.species=cat")
+    return sources, targets, change  # type: ignore[return-value]
+
+
+def critters(cfg: DictConfig) -> Pictures:
+    sources, targets, change = draw_critters(cfg)
 
     def batches(some: list[Critter]) -> list[Tensor]:
         return list(torch.stack([to_tensor(one) for one in some]).split(cfg.batch_size))
 
     def score(outputs: list[Tensor]) -> dict[str, float]:
-        return asdict(score_edit(torch.cat(outputs), sources, change))  # type: ignore[arg-type]
+        return asdict(score_edit(torch.cat(outputs), sources, change))
 
     names = [full_caption(source).removeprefix("a photo of ") for source in sources]
     return Pictures(names, batches(sources), batches(targets), score)

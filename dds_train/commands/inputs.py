@@ -74,6 +74,13 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def end_last_line(path: Path) -> None:
+    """What a kill has cut stays a line of its own."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as file:
+            file.write("\n")
+
+
 class Record:
     """Which results are done: a line for each in the folder's results.jsonl, so that a run that was killed can go on.
 
@@ -86,6 +93,7 @@ class Record:
         self.path = folder / "results.jsonl"
         self.settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.lines: dict[str, dict[str, str]] = {}
+        end_last_line(self.path)
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut
                 entry = json.loads(line)
