@@ -24,7 +24,9 @@ from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.linear import WEIGHTS
 from dds_train.distillation.losses import LOSSES, Loss
 from dds_train.distillation.noise import ScoreModel
+from dds_train.distillation.variational import VariationalLoss
 from dds_train.editing.store import TensorStore
+from dds_train.editing.student import LoRAStudent
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained, Teacher
 from dds_train.frozen.device import find_device
@@ -65,17 +67,26 @@ def load_loss(name: str, options: dict[str, Any]) -> DictConfig:
     return OmegaConf.merge(usual, options)  # type: ignore[return-value]
 
 
-def build_loss(cfg: DictConfig) -> Loss:
-    """`cfg` is the group loss: a name in LOSSES and its options; `negative` is a prompt, which goes into the conditions."""
+def build_loss(cfg: DictConfig, parts: Pretrained | None = None) -> Loss:
+    """`cfg` is the group loss: a name in LOSSES and its options; `negative` is a prompt, which goes into the conditions. vsd
+    needs `parts`, for its second model.
+    """
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     name = options.pop("name")
     if not options.pop("negative", "unused"):
         raise UserError(f"loss {name} needs a negative prompt: loss.negative='blurry, low quality'")
-    if name not in LOSSES:
-        raise UserError(f"loss.name={name}: there are {', '.join(LOSSES)}")
     if options.get("weight", "one") not in WEIGHTS:
         raise UserError(f"loss.weight={options['weight']}: take {' or '.join(WEIGHTS)}")
-    return partial(LOSSES[name], **options)
+    if name in LOSSES:
+        return partial(LOSSES[name], **options)
+    if name != "vsd":
+        raise UserError(f"loss.name={name}: there are {', '.join(LOSSES)}, vsd")
+    if parts is None:
+        raise UserError(
+            "loss=vsd fits a second model to the edits as they are made; its state would be in no checkpoint and on no other "
+            "rank, so fit cannot use it: take loss=dds, or optimize"
+        )
+    return VariationalLoss(LoRAStudent(parts, options.pop("rank")), **options)
 
 
 def build_cache(spec: str | None, teacher: Teacher, pretrained: Pretrained) -> ScoreModel:

@@ -41,13 +41,15 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("loss", "option"), OPTIONS)
 def test_every_option_of_every_loss_arrives(tiny: Callable[[str], Path], loss: str, option: str) -> None:
-    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    parts = Pretrained(str(tiny("epsilon")))
+    teacher = parts.teacher()
     draws = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = torch.randn(3, 2, 5, 32, generator=torch.Generator().manual_seed(1))
     source, target = Condition(text[0], text[1], text[2]), Condition(text[1] + text[2], text[1], text[2])
 
     def gradient(**changed: Any) -> Tensor:
-        made = build.build_loss(OmegaConf.merge(OmegaConf.load(CONF / "loss" / f"{loss}.yaml"), changed))  # type: ignore[arg-type]
+        made = build.build_loss(OmegaConf.merge(OmegaConf.load(CONF / "loss" / f"{loss}.yaml"), changed), parts)  # type: ignore[arg-type]
+        made(teacher, draws[1], draws[0], source, target, torch.tensor([300, 900]), draws[2], 3.0)  # for vsd, which learns
         return made(teacher, draws[0], draws[1], source, target, torch.tensor([300, 900]), draws[2], 3.0).grad
 
     usual = OmegaConf.load(CONF / "loss" / f"{loss}.yaml")[option]

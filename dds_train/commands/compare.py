@@ -89,7 +89,7 @@ def build_editor(name: str, fields: dict[str, Any], cfg: DictConfig, wish: Wish)
     if fields["kind"] == "optimize":
         loss = build.load_loss(given.pop("loss", "dds"), given.pop("options", {}))
         usual = {key: cfg[key] for key in ("steps", "lr", "guidance", "t_range")}
-        given = {**usual, "negative": loss.get("negative"), **given, "loss": build.build_loss(loss)}
+        given = {**usual, "negative": loss.get("negative"), **given, "loss": build.build_loss(loss, wish.parts)}
         given["t_range"] = build.build_t_range(given["t_range"], len(wish.parts.teacher().schedule), loss)
     known = [key for key in inspect.signature(make).parameters if key != "wish"]
     unknown = [key for key in given if key not in known]

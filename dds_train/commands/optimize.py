@@ -77,7 +77,7 @@ class BatchEditor:
         teacher = pretrained.teacher()
         self.t_range = build.build_t_range(cfg.t_range, len(teacher.schedule), cfg.loss)
         build.build_t_range([cfg.auto_mask.step, cfg.auto_mask.step + 1], len(teacher.schedule))
-        self.loss = build.build_loss(cfg.loss)
+        self.loss = build.build_loss(cfg.loss, pretrained)
         self.optimizer, self.scheduler = build.build_partial(cfg.optimizer), build.build_partial(cfg.scheduler)
         if cfg.gradient_checkpointing:
             teacher.enable_gradient_checkpointing()

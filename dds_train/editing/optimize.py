@@ -11,6 +11,7 @@ from dds_train.distillation.linear import for_edits
 from dds_train.distillation.losses import LOSSES, Loss
 from dds_train.distillation.noise import ScoreModel
 from dds_train.distillation.rng import draw
+from dds_train.distillation.variational import VariationalLoss
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -82,6 +83,8 @@ def optimize_latent(
             raise ValueError(f"a mask for latents {[*z_source.shape]} has shape [N,1,h,w], got {[*mask.shape]}")
         mask = mask if len(mask) == 1 else mask.repeat_interleave(images * edits // len(mask), dim=0)
     distill = LOSSES[loss] if isinstance(loss, str) else loss
+    if isinstance(distill, VariationalLoss):
+        distill.reset()
 
     def descend() -> Iterator[Step]:
         start = for_edits(z_source, target.text)

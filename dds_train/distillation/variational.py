@@ -1,0 +1,67 @@
+"""Variational Score Distillation: the edit's own score, learned as one goes, takes the place of the noise."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dds_train.distillation.guidance import Condition, guided_eps
+from dds_train.distillation.inject import Distilled, inject
+from dds_train.distillation.linear import for_edits, w_t
+from dds_train.distillation.noise import ScoreModel
+
+
+class TrainableScore(ScoreModel, Protocol):
+    """A score model that starts as the teacher and can be fitted."""
+
+    def parameters(self) -> Iterable[Tensor]: ...
+
+    def reset(self) -> None:
+        """Back to the start."""
+        ...
+
+
+class VariationalLoss:
+    """VSD, arXiv 2305.16213 (ProlificDreamer), equation 9: ``w (e_w(z_t, y_target) - e_student(z_t, y_target))``, the student
+    fitted to the current edits by one step of denoising at each call.
+
+    Unlike the other losses it has a state, which `optimize_latent` clears for each run. A student that knows the edits
+    perfectly answers with the noise itself, and then this is SDS; one that has learned nothing answers as the teacher.
+
+    Args:
+        student: see `TrainableScore`.
+        lr: of its optimiser, AdamW; public implementations take 1e-4 to 3e-4 for adapters.
+        weight: w_t, "one" or "sigma2".
+    """
+
+    def __init__(self, student: TrainableScore, lr: float = 3e-4, weight: str = "one") -> None:
+        self.student, self.lr, self.weight = student, lr, weight
+        self.reset()
+
+    def reset(self) -> None:
+        self.student.reset()
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.lr)
+
+    def __call__(
+        self,
+        teacher: ScoreModel,
+        z_source: Tensor,
+        z_target: Tensor,
+        source: Condition,
+        target: Condition,
+        t: Tensor,
+        eps: Tensor,
+        guidance: float,
+    ) -> Distilled:
+        """As `linear_loss`; the inputs and their prompts are not used."""
+        t, eps = for_edits(t, z_target), for_edits(eps, z_target)
+        z_t = teacher.schedule.add_noise(z_target.detach(), eps, t)
+        with torch.no_grad():
+            wanted = guided_eps(teacher, z_t, t, target, guidance)
+        with torch.enable_grad():
+            known = self.student.predict_eps(z_t, t, target.text)
+            self.optimizer.zero_grad()
+            (known - eps).square().mean().backward()
+        self.optimizer.step()
+        return inject(z_target, w_t(teacher.schedule, t, self.weight) * (wanted - known.detach()))
