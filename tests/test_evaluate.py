@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from shell import run
 from dds_train.commands.evaluate import Table
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
+from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.errors import UserError
 from dds_train.metrics.report import Shown, ranked, write_report
 from dds_train.metrics.scores import Case, build_scores, critter_scores, means, pixel_scores
@@ -73,6 +75,32 @@ def test_a_table_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert Table(tmp_path / "t", {"steps": 3}).rows("dds", ["b"]) == [{"PSNR": 0.5, "s / image": 0.1}]
     with pytest.raises(UserError, match="other settings"):
         Table(tmp_path / "t", {"steps": 4})
+
+
+def test_pie_bench_is_read_as_its_authors_do(tmp_path: Path) -> None:
+    (tmp_path / "annotation_images" / "0_random").mkdir(parents=True)
+    Image.new("RGB", (512, 512), "red").save(tmp_path / "annotation_images" / "0_random" / "1.jpg")
+    row = {"image_path": "0_random/1.jpg", "original_prompt": "a [cat] on a mat", "editing_prompt": "a [dog] on a mat"}
+    runs = [512 * 100 + 50, 20, 512 * 101 + 50, 30, 512 * 512 - 3, 99]
+    (tmp_path / "mapping_file.json").write_text(json.dumps({"000000000001": {**row, "mask": runs}}))
+    assert is_pie_bench(str(tmp_path))
+    (entry,) = read_pie_bench(tmp_path)
+    assert (entry.source, entry.target) == ("a cat on a mat", "a dog on a mat")
+    expected = np.zeros(512 * 512)
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        for j in range(min(length, 512 * 512 - start)):
+            expected[start + j] = 1
+    expected = expected.reshape(512, 512)
+    expected[0, :] = expected[-1, :] = expected[:, 0] = expected[:, -1] = 1
+    assert np.array_equal(entry.mask[0, 0].numpy(), expected)
+    everything = Case("a", torch.zeros(1, 3, 16, 16), "", "", mask=torch.ones(1, 1, 16, 16))
+    assert math.isnan(pixel_scores(everything, everything.image)["PSNR outside"])
+    (tmp_path / "mapping_file.json").write_text(json.dumps({"1": {**row, "image_path": "none.jpg", "mask": []}}))
+    with pytest.raises(UserError, match="no such file"):
+        read_pie_bench(tmp_path)
+    (tmp_path / "mapping_file.json").write_text(json.dumps({"1": {}}))
+    with pytest.raises(UserError, match="not PIE-Bench's mapping file"):
+        read_pie_bench(tmp_path)
 
 
 class Page(HTMLParser):

@@ -22,6 +22,7 @@ from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
 from dds_train.data.images import read_mask, save_image
 from dds_train.data.manifest import is_manifest, read_manifest
+from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.editing.editors import Wish
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
@@ -91,7 +92,10 @@ def critter_cases(cfg: DictConfig) -> list[Case]:
 
 
 def picture_cases(cfg: DictConfig) -> list[Case]:
-    """The user's pictures, with the sentences and masks that a list may have for each."""
+    """PIE-Bench, or the user's pictures, with the sentences and masks that a list may have for each."""
+    if is_pie_bench(cfg.image):
+        entries = read_pie_bench(cfg.image)
+        return [Case(one.name, read_picture(one.image, None).image, one.source, one.target, one.mask) for one in entries]
     if not is_manifest(cfg.image):
         found = find_pictures(cfg.image, cfg.output_dir)
         return [Case(name, read_picture(path, cfg.max_side).image, cfg.source, cfg.target) for name, path in found]
