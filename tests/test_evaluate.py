@@ -17,6 +17,7 @@ from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
 from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.errors import UserError
+from dds_train.metrics.diversity import diversity
 from dds_train.metrics.report import Shown, ranked, write_report
 from dds_train.metrics.scores import Case, build_scores, critter_scores, means, pixel_scores
 
@@ -44,6 +45,12 @@ def test_scores_of_one_critter() -> None:
     assert pixel_scores(masked, wanted)["PSNR outside"] == math.inf
     assert pixel_scores(masked, wanted)["PSNR"] < 40
     assert critter_scores(masked, wanted) == {}
+
+
+def test_diversity_is_a_ratio_of_spreads() -> None:
+    inputs = torch.tensor([-1.0, 0, 1]).view(3, 1, 1, 1).expand(3, 2, 4, 4)
+    assert diversity(inputs, 0.25 * inputs + 5).item() == pytest.approx(0.25)
+    assert diversity(inputs, inputs[:1].expand(3, -1, -1, -1)) == 0
 
 
 def test_what_cannot_be_loaded_is_left_out_with_a_line(tmp_path: Path) -> None:
@@ -160,6 +167,7 @@ def test_evaluate_critters_and_go_on(tmp_path: Path) -> None:
     assert set(metrics["editors"]) == {"nothing", "codec", "dds"}
     assert metrics["editors"]["nothing"]["PSNR"] == {"mean": None, "count": 3, "nan": 0}  # infinite
     assert metrics["editors"]["codec"]["gap closed"]["mean"] > 0.9
+    assert metrics["editors"]["nothing"]["diversity"]["mean"] == pytest.approx(1)
     lines = (tmp_path / "out" / "per_image.csv").read_text()
     first = next((tmp_path / "out" / "pictures" / "dds").iterdir())
     first.unlink()

@@ -20,12 +20,13 @@ from dds_train.commands.compare import build_editor, choose, draw_critters
 from dds_train.commands.inputs import end_last_line, find_pictures, read_picture
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
-from dds_train.data.images import read_mask, save_image
+from dds_train.data.images import read_image, read_mask, save_image
 from dds_train.data.manifest import is_manifest, read_manifest
 from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.editing.editors import Wish
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
+from dds_train.metrics.diversity import diversity
 from dds_train.metrics.report import Shown, write_report
 from dds_train.metrics.scores import Case, build_scores, means
 
@@ -56,6 +57,8 @@ def run(cfg: DictConfig) -> None:
                     table.add(name, case.name, {**found, "s / image": seconds})
                 bar.update(len(batch))
     summary = {name: means(table.rows(name, [case.name for case in cases])) for name in chosen}
+    for name, ratio in diversities(cases, list(chosen), table).items():
+        summary[name]["diversity"] = {"mean": ratio, "count": len(cases), "nan": 0}
     (output_dir / "metrics.json").write_text(json.dumps(plain({"editors": summary, "left out": left_out}), indent=2))
     shown = [Shown(c.name, c.image, c.truth, {n: table.rows(n, [c.name])[0] for n in chosen}) for c in cases]
     write_report(output_dir, summary, shown, table.picture, left_out, f"{cfg.source} → {cfg.target}")
@@ -131,6 +134,15 @@ def timed(name: str, fields: dict[str, Any], cfg: DictConfig, wish: Wish, cases:
     inputs = torch.cat([case.truth if truth and case.truth is not None else case.image for case in cases])
     began = time.perf_counter()
     return edit(inputs), (time.perf_counter() - began) / len(cases)
+
+
+def diversities(cases: Sequence[Case], editors: Sequence[str], table: "Table") -> dict[str, float]:
+    """Of each editor, where all pictures have one size and differ."""
+    inputs = [case.image[0] for case in cases]
+    if len({image.shape for image in inputs}) != 1 or all(torch.equal(image, inputs[0]) for image in inputs):
+        return {}
+    before = torch.stack(inputs)
+    return {e: diversity(before, torch.stack([read_image(table.picture(e, c.name)) for c in cases])).item() for e in editors}
 
 
 class Table:

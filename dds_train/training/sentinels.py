@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from dds_train.errors import UserError
+from dds_train.metrics.diversity import diversity
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,6 @@ class Sentinel:
 
     measure: Callable[[Tensor, Tensor], Tensor]  # z_source, z_target [B,C,h,w] each -> []
     meaning: str  # of leaving its range, and what to do
-
-
-def diversity(z_source: Tensor, z_target: Tensor) -> Tensor:
-    """Spread of the outputs over spread of the inputs, both as the rms distance from their mean over the batch."""
-    return _spread(z_target) / _spread(z_source)
 
 
 def change(z_source: Tensor, z_target: Tensor) -> Tensor:
@@ -40,10 +36,6 @@ def contrast(z_source: Tensor, z_target: Tensor) -> Tensor:
 def drift(z_source: Tensor, z_target: Tensor) -> Tensor:
     """How far the channels' means have moved, in standard deviations of the inputs: colour and brightness of all outputs."""
     return (z_target.mean((0, 2, 3)) - z_source.mean((0, 2, 3))).square().mean().sqrt() / z_source.std()
-
-
-def _spread(z: Tensor) -> Tensor:
-    return (z - z.mean(0)).square().mean().sqrt()
 
 
 def _contrast(z: Tensor) -> Tensor:
