@@ -181,7 +181,7 @@ def labelled_grid(columns: Mapping[str, Sequence[Tensor]], rows: Sequence[str] =
     """Columns of pictures [3,H,W] of any size as one picture [3,H',W']: a row for each index. Columns stand under their names,
     rows beside theirs, if given."""
     count = max(map(len, columns.values()))
-    names, besides = (["\n".join(textwrap.wrap(name, side // 6)) for name in some] for some in (columns, rows))
+    names, besides = (["\n".join(textwrap.wrap(name, (side - 8) // 6)) for name in some] for some in (columns, rows))
     top, left = 14 * max(name.count("\n") + 1 for name in names) + 6, side + gap if besides else 0
     sheet = Image.new("RGB", (left + len(names) * (side + gap) - gap, top + count * (side + gap) - gap), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
