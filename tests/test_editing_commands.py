@@ -105,25 +105,6 @@ def test_an_edit_that_rests_stops_early(tiny: Callable[[str], Path], folder: Pat
     assert json.loads((folder / "out" / "0.json").read_text())["result"]["steps"] < 20
 
 
-def test_mistakes_of_optimize_cost_one_line(tiny: Callable[[str], Path], folder: Path) -> None:
-    (folder / "text.sqlite").write_text("certainly not a data base" * 100)
-    for wrong, says in (
-        ("way=[gifs]", "there are strip, gif, mp4"),
-        ("exact_background=maybe", "take auto, true or false"),
-        ("mask=mask.png", "a mask of 150 x 61 pixels for a picture of 64 x 64"),
-        ("cache=text.sqlite", "cannot be used as a cache"),
-        ("auto_mask.step=1000", "within [0,1000]"),
-        ("loss=nfsd", "loss.negative"),
-        ("loss=pds", "within [2,1000]"),
-    ):
-        more = {"loss=nfsd": ["loss.negative=null"], "loss=pds": ["t_range=[1,500]"]}.get(wrong, [])
-        teacher = f"teacher.path={tiny('epsilon')}"
-        printed = run("optimize", "image=0.png", *PROMPTS, teacher, wrong, *more, "output_dir=never", cwd=folder, code=2)
-        assert says in printed
-        assert "Traceback" not in printed
-        assert not (folder / "never").exists()
-
-
 def test_compare_critters(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     mine = ("editors.mine.loss=pds", "editors.mine.lr=0.5", "editors.mine.options.stride=3")
     printed = run("compare", "critters=4", "steps=3", "batch_size=3", *mine, "output_dir=out", cwd=tmp_path)
@@ -144,19 +125,6 @@ def test_compare_pictures(tiny: Callable[[str], Path], folder: Path) -> None:
     scores = json.loads((folder / "out" / "scores.json").read_text())
     assert scores["nothing"]["PSNR to input"] == float("inf")
     assert {"sds", "dds", "pds", "nfsd", "csd", "bridge", "ssd", "lusd", "cds", "ids"} < set(scores)
-    for wrong, says in (
-        ("only=[ddx]", "no editor ddx"),
-        ("editors.x.loss=foo", "loss foo: there are bridge"),
-        ("editors.x.kind=foo", "there are nothing"),
-        ("editors.x.strenth=1", "an editor of kind optimize has steps"),
-        ("editors.x.options.foo=1", "loss dds has no option foo"),
-    ):
-        printed = run("compare", "image=0.png", wrong, *teacher, "output_dir=never", cwd=folder, code=2)
-        assert says in printed
-        assert "Traceback" not in printed
-    assert not (folder / "never").exists()
-    printed = run("compare", "change.species=cat", "output_dir=never", cwd=folder, code=2)
-    assert "some critters are so already" in printed
 
 
 def test_export(tiny: Callable[[str], Path], tmp_path: Path) -> None:
