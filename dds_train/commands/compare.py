@@ -25,6 +25,7 @@ from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
 from dds_train.metrics.clip import Clip
 from dds_train.metrics.critters import score_edit
+from dds_train.metrics.pixels import mse
 
 FIRST = 20_000_000  # critters that neither teachers nor translators have seen
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
@@ -140,7 +141,7 @@ def own_pictures(cfg: DictConfig) -> Pictures:
     clip = Clip(cfg.clip.model) if cfg.clip.model else None
 
     def score(outputs: list[Tensor]) -> dict[str, float]:
-        errors = [((a - b) / 2).square().mean().item() for a, b in zip(outputs, inputs, strict=True)]
+        errors = [mse(a, b).item() for a, b in zip(outputs, inputs, strict=True)]
         mean = sum(errors) / len(errors)
         scores = {"PSNR to input": -10 * math.log10(mean) if mean else math.inf}
         if clip:

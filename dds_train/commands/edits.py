@@ -106,6 +106,11 @@ def mask_of(spec: str | None, image: Path) -> str | None:
     return str(spec)
 
 
+def keeps_background(choice: bool | str, mask: str | None) -> bool:
+    """What `exact_background` means for an edit: auto, where there is a mask."""
+    return choice is True or (choice == AUTO and mask is not None)
+
+
 def make_batches(edits: Sequence[Edit], batch_size: int, max_side: int | None) -> list[list[Edit]]:
     """The edits that run together: of pictures of one size, with equally many edits each. Reads every picture and mask once.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.edits import AUTO, Batch, is_done, load_batch, make_batches, plan_edits, settings
+from dds_train.commands.edits import AUTO, Batch, is_done, keeps_background, load_batch, make_batches, plan_edits, settings
 from dds_train.commands.inputs import read_picture
 from dds_train.data.images import overview, read_image, save_animation, save_image, strip
 from dds_train.editing.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
@@ -156,7 +156,7 @@ class BatchEditor:
             save_image(found[0].expand(3, -1, -1) * 2 - 1, path.with_name(f"{path.name}_mask.png"))
             pixels = F.interpolate(found, picture.original.shape[-2:], mode="nearest")
         shown = picture.image
-        if self.cfg.exact_background is True or (self.cfg.exact_background == "auto" and edit.mask is not None):
+        if keeps_background(self.cfg.exact_background, edit.mask):
             shown, before = picture.original, self.codec.decode(source, picture.size).cpu()
             where = torch.ones_like(shown[:, :1]) if pixels is None else feathered(pixels, self.cfg.feather)
             frames = [on_background(shown, where, before, after) for after in frames]

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.edits import AUTO, mask_of
+from dds_train.commands.edits import AUTO, keeps_background, mask_of
 from dds_train.commands.inputs import Picture, Record, check_readable, find_pictures, read_picture, sha256
 from dds_train.data.images import fit_into, overview, read_mask, save_image
 from dds_train.editing.masks import automatic_mask, feathered, on_background, pixel_mask
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
 from dds_train.pipeline import Translator
-from dds_train.translator import Task, load_translator, read_card
+from dds_train.translator import Task, TranslatorCard, load_translator, read_card
 from dds_train.translator.task import CAPTION
 
 UNUSED = ("loss", "data", "translator", "optimizer", "scheduler", "trainer", "logger")
@@ -30,10 +30,11 @@ SHOWN = 64  # pictures in the overview
 def run(cfg: DictConfig) -> None:
     output_dir = Path(cfg.output_dir)
     pictures = find_pictures(cfg.image, output_dir)
-    task = check_choices(cfg)
+    card = read_card(Path(cfg.ckpt))
+    task = check_choices(cfg, card)
     sizes = check_readable(pictures, cfg.max_side)
     masks = {path: mask_of(cfg.mask, path) for _, path in pictures}
-    translator = build_translator(cfg)
+    translator = build_translator(cfg, card)
     record = Record(output_dir, settings(cfg))
     results = {path: output_dir / result_name(name, path, cfg.format) for name, path in pictures}
     inputs = {path: [path, *([Path(mask)] if mask not in (None, AUTO) else [])] for path, mask in masks.items()}
@@ -53,19 +54,17 @@ def run(cfg: DictConfig) -> None:
     print(f"{len(results)} pictures in {output_dir}, all beside their inputs in {output_dir / 'before_after.png'}", flush=True)
 
 
-def check_choices(cfg: DictConfig) -> Task | None:
+def check_choices(cfg: DictConfig, card: TranslatorCard) -> Task | None:
     """The task that is asked for; None if an instruction is given in its stead."""
     if cfg.format not in ("png", "same"):
         raise UserError(f"format={cfg.format}: take png or same (as the input's)")
-    card = read_card(Path(cfg.ckpt))
     task = card.choose(cfg.task) if cfg.task or not cfg.prompt or len(card.tasks) == 1 else None
     if cfg.mask == AUTO and (task is None or CAPTION in task.source + task.target):
         raise UserError("mask=auto needs a task that says what inputs show and what is wanted; give task=NAME or a mask file")
     return task
 
 
-def build_translator(cfg: DictConfig) -> Translator:
-    card = read_card(Path(cfg.ckpt))
+def build_translator(cfg: DictConfig, card: TranslatorCard) -> Translator:
     parts = build.build_pretrained(cfg.teacher, find_device(cfg.device))
     if cfg.teacher.path is None:
         parts = replace(parts, path=card.teacher)
@@ -111,7 +110,7 @@ def edit(
     images = torch.cat([picture.image for picture in pictures])
     instruction = cfg.prompt or (task.instruction if task else "")
     after = translator.translate(images, instruction, cfg.strength)
-    exact = [cfg.exact_background is True or (cfg.exact_background == "auto" and mask is not None) for mask in masks]
+    exact = [keeps_background(cfg.exact_background, mask) for mask in masks]
     if not any(exact) and not any(masks):
         return list(after)
     before = translator.translate(images, instruction, 0.0) if any(exact) else images

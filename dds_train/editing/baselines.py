@@ -1,11 +1,12 @@
 """What people did before score distillation, on the same teacher: SDEdit, and DDIM inversion with another prompt."""
 
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, SchedulerMixin
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
-from dds_train.distillation.guidance import Condition, guided_eps
+from dds_train.distillation.guidance import Condition
 from dds_train.distillation.noise import ScoreModel
+from dds_train.frozen.sampling import follow
 
 
 @torch.no_grad()
@@ -66,14 +67,3 @@ def ddim_swap_latent(
     scheduler.set_timesteps(steps)
     z = follow(teacher, inverse, z_source, inverse.timesteps, source, guidance=1.0)
     return follow(teacher, scheduler, z, scheduler.timesteps, target, guidance)
-
-
-def follow(
-    teacher: ScoreModel, scheduler: SchedulerMixin, z: Tensor, timesteps: Tensor, condition: Condition, guidance: float
-) -> Tensor:
-    """z [B,C,h,w] taken through the scheduler's `timesteps`."""
-    condition = condition.expand(len(z))
-    for t in timesteps:
-        eps = guided_eps(teacher, z, t.to(z.device).long().expand(len(z)), condition, guidance)
-        z = scheduler.step(eps, t, z).prev_sample
-    return z

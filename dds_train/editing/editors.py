@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dds_train.distillation.losses import LOSSES, Loss
+from dds_train.distillation.losses import Loss
 from dds_train.distillation.rng import draw
 from dds_train.editing.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.editing.optimize import optimize_latent
@@ -51,7 +51,6 @@ def optimize(
     """`optimize_latent` with plain SGD; `loss` is a name in `LOSSES` or such a function."""
     teacher, text = wish.parts.teacher(), wish.parts.text_encoder()
     source, target = text.condition(wish.source), text.condition(wish.target, negative)
-    distill = LOSSES[loss] if isinstance(loss, str) else loss
 
     def edit(z: Tensor) -> Tensor:
         *_, last = optimize_latent(
@@ -59,7 +58,7 @@ def optimize(
             z,
             source,
             target,
-            loss=distill,
+            loss=loss,
             steps=steps,
             lr=lr,
             guidance=guidance,

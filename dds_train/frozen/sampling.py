@@ -7,6 +7,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from dds_train.distillation.guidance import Condition, guided_eps
+from dds_train.distillation.noise import ScoreModel
 from dds_train.distillation.rng import generator
 from dds_train.frozen.teacher import Teacher
 
@@ -40,9 +41,17 @@ def sample_latents(
     z = torch.stack([torch.randn(shape, generator=generator("sample", seed)) for seed in seeds]).to(teacher.device)
     scheduler.set_timesteps(steps)
     z = z * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
+    return follow(teacher, scheduler, z, scheduler.timesteps, condition, guidance)
+
+
+@torch.no_grad()
+def follow(
+    teacher: ScoreModel, scheduler: SchedulerMixin, z: Tensor, timesteps: Tensor, condition: Condition, guidance: float
+) -> Tensor:
+    """z [B,C,h,w] taken through the scheduler's `timesteps`; `condition` has B prompts, or one."""
+    condition = condition.expand(len(z))
+    for t in timesteps:
         z_t = scheduler.scale_model_input(z, t)
-        step = t.to(teacher.device).long().expand(len(z))
-        eps = guided_eps(teacher, z_t, step, condition, guidance)
+        eps = guided_eps(teacher, z_t, t.to(z.device).long().expand(len(z)), condition, guidance)
         z = scheduler.step(eps, t, z).prev_sample
     return z
