@@ -18,7 +18,7 @@ from dds_train.data.tiles import tiled
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained
 from dds_train.frozen.device import find_device
-from dds_train.translator import TranslatorCard, load_translator, read_card
+from dds_train.translator import TranslatorCard, load_translator, read_card, translate_latents
 
 
 class Translator:
@@ -84,15 +84,12 @@ class Translator:
         edited = self.translate(pixels[None], prompt or self.card.choose(task).instruction, strength)[0]
         return edited if isinstance(image, Tensor) else to_pil(edited)
 
-    @torch.no_grad()
     def translate(self, images: Tensor, instruction: str, strength: float = 1.0) -> Tensor:
         """Pixels [B,3,H,W] in [-1,1], of any size, to the same, on the CPU."""
         text = self.text.embed(instruction)
 
         def edit(part: Tensor) -> Tensor:
-            z = self.codec.encode(part)
-            with torch.autocast("cuda", dtype=torch.float16, enabled=z.is_cuda):
-                z = self.network(z, text.expand(len(z), -1, -1), torch.full((len(z),), strength, device=z.device))
+            z = translate_latents(self.network, self.codec.encode(part), text, strength)
             return self.codec.decode(z, (part.shape[-2], part.shape[-1])).cpu()
 
         return tiled(edit, images, self.tile, self.overlap)

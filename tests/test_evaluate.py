@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,39 +13,82 @@ import torch
 from PIL import Image
 from shell import run
 
-from dds_train.commands.evaluate import Table
+from dds_train.commands.compare import run_names
+from dds_train.commands.evaluate import curves, with_fewer_steps
+from dds_train.commands.results import Results
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
 from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.errors import UserError
+from dds_train.metrics.cost import cost
 from dds_train.metrics.diversity import diversity
-from dds_train.metrics.report import Shown, ranked, write_report
-from dds_train.metrics.scores import Case, build_scores, critter_scores, means, pixel_scores
+from dds_train.metrics.plot import Point, scatter, ticks
+from dds_train.metrics.report import Report, Shown, number, write_report
+from dds_train.metrics.scores import MEANINGS, Case, Mean, build_scores, meaning, means
+from dds_train.metrics.verdict import judge
 
 
 def test_nans_are_counted_and_left_out() -> None:
     rows = [{"a": 1.0, "b": math.nan}, {"a": math.nan, "b": math.nan}, {"a": 3.0, "c": math.inf}]
     found = means(rows)
-    assert found["a"] == {"mean": 2.0, "count": 2, "nan": 1}
+    assert found["a"] == {"mean": 2.0, "error": pytest.approx(1.0), "count": 2, "nan": 1}  # deviation sqrt(2), over sqrt(2)
     assert math.isnan(found["b"]["mean"])
     assert (found["b"]["count"], found["b"]["nan"]) == (0, 2)
-    assert found["c"] == {"mean": math.inf, "count": 1, "nan": 0}
+    assert found["c"] == {"mean": math.inf, "error": pytest.approx(math.nan, nan_ok=True), "count": 1, "nan": 0}
 
 
-def test_scores_of_one_critter() -> None:
+def scored(case: Case, output: torch.Tensor, folder: Path) -> dict[str, float]:
+    """By all scores that apply and need no network."""
+    scores, _ = build_scores([], None, None, "cpu", str(folder))
+    found = [score.measure([case], output) for score in scores if score.applies(case)]
+    assert {name for one in found for name in one} == {name for s in scores if s.applies(case) for name in s.names}
+    return {name: value.item() for one in found for name, value in one.items()}
+
+
+def test_scores_of_one_critter(tmp_path: Path) -> None:
     source = critter(7, species="cat")
     truth = source.replaced(species="lion")
     image, wanted = to_tensor(source)[None], to_tensor(truth)[None]
-    case = Case("a", image, "a cat", "a lion", critter=source, change={"species": "lion"})
-    nothing, perfect = critter_scores(case, image), critter_scores(case, wanted)
+    case = Case("a", image, "a cat", "a lion", truth=wanted, critter=source, change={"species": "lion"})
+    nothing, perfect = scored(case, image, tmp_path), scored(case, wanted, tmp_path)
     assert (nothing["right"], perfect["right"], perfect["gap closed"]) == (0, 1, 1)
     assert nothing["gap closed"] == pytest.approx(0)
-    assert "PSNR outside" not in pixel_scores(case, wanted)
+    assert "PSNR outside" not in perfect
     mask = ((wanted - image).abs().sum(1, keepdim=True) > 0).float()
-    masked = Case("a", image, "a cat", "a lion", mask=mask)
-    assert pixel_scores(masked, wanted)["PSNR outside"] == math.inf
-    assert pixel_scores(masked, wanted)["PSNR"] < 40
-    assert critter_scores(masked, wanted) == {}
+    masked = scored(Case("a", image, "a cat", "a lion", mask=mask), wanted, tmp_path)
+    assert (masked["PSNR outside"], masked["MSE outside"]) == (math.inf, 0)
+    assert masked["PSNR"] < 40
+    assert "gap closed" not in masked
+
+
+def test_a_truth_that_is_a_picture(tmp_path: Path) -> None:
+    image, truth = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.8)
+    half = scored(Case("a", image, "", "", truth=truth), truth / 2, tmp_path)
+    assert half["gap closed"] == pytest.approx(0.75)  # half of the way is a quarter of the squared error
+    assert half["PSNR to truth"] == pytest.approx(-20 * math.log10(0.2), abs=1e-4)
+    assert "right" not in half
+    assert math.isnan(scored(Case("a", image, "", "", truth=image), truth, tmp_path)["gap closed"])  # there is no gap
+
+
+def test_scores_of_a_batch_are_those_of_each(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    images, outputs = (torch.rand(3, 3, 24, 20, generator=rng) * 2 - 1 for _ in range(2))
+    masks = (torch.rand(3, 1, 24, 20, generator=rng) > 0.5).float()
+    masks[1] = 1
+    cases = [Case(str(i), images[i : i + 1], "", "", masks[i : i + 1], truth=-images[i : i + 1]) for i in range(3)]
+    for score in build_scores([], None, None, "cpu", str(tmp_path))[0]:
+        if score.applies(cases[0]):
+            together = score.measure(cases, outputs)
+            for i, case in enumerate(cases):
+                for name, values in score.measure([case], outputs[i : i + 1]).items():
+                    assert values.item() == pytest.approx(together[name][i].item(), nan_ok=True), name
+                    assert math.isnan(values.item()) == (name.endswith("outside") and i == 1)
+
+
+def test_every_score_has_a_meaning() -> None:
+    assert meaning("LPIPS alex outside") == MEANINGS["LPIPS"]
+    assert meaning("PSNR to truth") != meaning("PSNR outside") == MEANINGS["PSNR"]
+    assert meaning("CLIP target - source") != meaning("CLIP target inside") == MEANINGS["CLIP target"]
 
 
 def test_diversity_is_a_ratio_of_spreads() -> None:
@@ -54,34 +98,50 @@ def test_diversity_is_a_ratio_of_spreads() -> None:
 
 
 def test_what_cannot_be_loaded_is_left_out_with_a_line(tmp_path: Path) -> None:
-    scores, left_out = build_scores([], str(tmp_path / "none"), str(tmp_path / "none"), "cpu")
-    assert len(scores) == 2
-    assert [line.split(":")[0].split(" ")[0] for line in left_out] == ["CLIP", "structure"]
-    assert all("give its folder" in line for line in left_out)
+    scores, left_out = build_scores(["vgg", "none"], str(tmp_path / "none"), str(tmp_path / "none"), "cpu", str(tmp_path))
+    assert all("LPIPS" not in name and "CLIP" not in name for score in scores for name in score.names)
+    assert [line.split(" (")[0].split(":")[0] for line in left_out] == [
+        "LPIPS",
+        "LPIPS",
+        "structure distance",
+        f"CLIP model {tmp_path}/none",
+    ]
+    assert "there are squeeze, alex, vgg" in left_out[1]
+    assert all("give its folder" in line for line in left_out[2:])
 
 
-def test_a_table_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    table = Table(tmp_path / "t", {"steps": 3})
+SETTINGS = {"setting": {"seed": 0}, "editor": {"dds": {"steps": 3}}, "picture": {"a": 1, "b": 2}}
+
+
+def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
+    results = Results(tmp_path / "t", SETTINGS)
     for name in ("a", "b"):
-        path = table.picture("dds", name)
+        path = results.picture("dds", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    table.add("dds", "a", {"PSNR": math.inf, "SSIM": math.nan, "s / image": 0.1})
-    table.add("dds", "b", {"PSNR": 1 / 3})  # killed here
-    with table.path.open("a") as file:
-        file.write("dds,b,s / im")
-    again = Table(tmp_path / "t", {"steps": 3})
-    assert again.has("dds", "a")
-    assert not again.has("dds", "b")
-    assert not again.has("sds", "a")
-    (row,) = again.rows("dds", ["a"])
-    assert row["PSNR"] == math.inf
-    assert math.isnan(row["SSIM"])
-    assert again.lines["dds", "b"]["PSNR"] == 1 / 3
-    again.add("dds", "b", {"PSNR": 0.5, "s / image": 0.1})
-    assert Table(tmp_path / "t", {"steps": 3}).rows("dds", ["b"]) == [{"PSNR": 0.5, "s / image": 0.1}]
-    with pytest.raises(UserError, match="other settings"):
-        Table(tmp_path / "t", {"steps": 4})
+    results.start("dds", "a", {"s / image": 0.1})
+    results.add("dds", "a", {"PSNR": math.inf, "SSIM": math.nan})
+    results.start("dds", "b", {"s / image": 1 / 3})  # killed in the next line
+    with results.path.open("a") as file:
+        file.write('{"editor": "dds", "image": "b", "made": false, "sco')
+    again = Results(tmp_path / "t", SETTINGS)
+    assert again.of("dds", "a") == {"s / image": 0.1, "PSNR": math.inf, "SSIM": pytest.approx(math.nan, nan_ok=True)}
+    assert again.of("dds", "b") == {"s / image": 1 / 3}
+    assert again.of("sds", "a") == {}
+    again.start("dds", "a", {"s / image": 0.2})  # made again: its scores are of another picture
+    assert Results(tmp_path / "t", SETTINGS).of("dds", "a") == {"s / image": 0.2}
+    again.picture("dds", "b").unlink()
+    assert again.of("dds", "b") == {}
+    lines = again.write_csv(["dds"], ["a", "b"]).read_text().splitlines()
+    assert lines == ["image,editor,s / image", "a,dds,0.2", "b,dds,"]
+
+
+def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
+    Results(tmp_path, SETTINGS)
+    Results(tmp_path, {**SETTINGS, "editor": {"sds": {}}, "picture": {"c": 3}})  # others may join
+    for group, name in (("setting", "seed"), ("editor", "dds"), ("picture", "b"), ("editor", "sds")):
+        with pytest.raises(UserError, match=f"results of another {group} {name}"):
+            Results(tmp_path, {**SETTINGS, group: {name: 9}})
 
 
 def test_pie_bench_is_read_as_its_authors_do(tmp_path: Path) -> None:
@@ -101,7 +161,7 @@ def test_pie_bench_is_read_as_its_authors_do(tmp_path: Path) -> None:
     expected[0, :] = expected[-1, :] = expected[:, 0] = expected[:, -1] = 1
     assert np.array_equal(entry.mask[0, 0].numpy(), expected)
     everything = Case("a", torch.zeros(1, 3, 16, 16), "", "", mask=torch.ones(1, 1, 16, 16))
-    assert math.isnan(pixel_scores(everything, everything.image)["PSNR outside"])
+    assert math.isnan(scored(everything, everything.image, tmp_path)["PSNR outside"])
     (tmp_path / "mapping_file.json").write_text(json.dumps({"1": {**row, "image_path": "none.jpg", "mask": []}}))
     with pytest.raises(UserError, match="no such file"):
         read_pie_bench(tmp_path)
@@ -131,25 +191,92 @@ class Page(HTMLParser):
         pass
 
 
-def test_the_page_says_which_editor_to_use(tmp_path: Path) -> None:
-    def score(gap: float, kept: float) -> dict[str, dict[str, float]]:
-        return {name: {"mean": v, "count": 3, "nan": 0} for name, v in (("gap closed", gap), ("PSNR", kept))}
+def as_summary(per_image: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Mean]]:
+    return {editor: means(rows) for editor, rows in per_image.items()}
 
-    summary = {"nothing": score(0, math.inf), "codec": score(0.98, 20), "sds": score(0.4, 18), "<dds>": score(0.7, 19)}
-    assert ranked(summary, "gap closed") == ["<dds>", "sds"]
-    gaps = {"first": 0.5, "second": 0.9, "third": math.nan}
-    rows = [
-        Shown(name, torch.zeros(1, 3, 8, 9), torch.ones(1, 3, 8, 9), {editor: {"gap closed": gap} for editor in summary})
-        for name, gap in gaps.items()
-    ]
+
+def test_the_best_edits_are_those_nearest_to_the_truth() -> None:
+    near = {"nothing": [0.0, 0.0, 0.0], "codec": [1.0, 1.0, 1.0], "a": [0.5, 0.6, 0.7], "b": [0.7, 0.4, 0.6]}
+    kept = {"nothing": math.inf, "codec": 40.0, "a": 20.0, "b": 30.0}
+    rows = {e: [{"gap closed": gap, "background PSNR": kept[e]} for gap in gaps] for e, gaps in near.items()}
+    verdict = judge(as_summary(rows), rows)
+    assert (verdict.best, verdict.changed, verdict.kept, verdict.front) == ("a", "gap closed", "background PSNR", ("a", "b"))
+    # Gains of a over b: -0.2, 0.2, 0.1.
+    gains = np.array([-0.2, 0.2, 0.1])
+    assert f"behind by 0.033 ± {2 * gains.std(ddof=1) / math.sqrt(3):.3f}" in verdict.why
+    assert "do not tell the two apart" in verdict.why
+    rows["a"] = [{**row, "gap closed": 0.3 + other["gap closed"]} for row, other in zip(rows["a"], rows["b"], strict=True)]
+    assert "apart" not in judge(as_summary(rows), rows).why
+
+
+def test_without_a_truth_the_best_balance_wins() -> None:
+    def rows(direction: float, lpips: float) -> list[dict[str, float]]:
+        return [{"CLIP direction": direction, "LPIPS squeeze": lpips}] * 3
+
+    per_image = {"nothing": rows(math.nan, 0), "loud": rows(0.3, 0.8), "fair": rows(0.24, 0.1), "meek": rows(0.03, 0.02)}
+    per_image["worse"] = rows(0.2, 0.2)
+    verdict = judge(as_summary(per_image), per_image)
+    assert (verdict.best, verdict.changed, verdict.kept) == ("fair", "CLIP direction", "LPIPS squeeze")
+    assert f"{2 / (0.3 / 0.24 + 1 / 0.9):.3f}" in verdict.why
+    assert verdict.front == ("loud", "fair", "meek")
+    silent = {editor: [{"PSNR": 20.0}] for editor in per_image}
+    assert judge(as_summary(silent), silent).best is None
+
+
+def test_numbers_have_three_digits_that_count() -> None:
+    shown = [number(v) for v in (0.73812, 12.345, 1234.5, 0.000123, 1e-12, -0.5, math.inf, math.nan)]
+    assert shown == ["0.738", "12.3", "1,234", "0.00012", "0", "-0.500", "∞", "NaN"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.213, 0.764), (-3, 1000), (5, 5), (29.6, 41.7)])
+def test_ticks_enclose_what_is_plotted(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low <= high <= found[-1]
+    assert 2 <= len(found) <= 9
+    assert np.ptp(np.diff(found)) < 1e-9
+    assert str(found[1] - found[0])[0] in "1250"
+
+
+def test_points_stand_where_they_should() -> None:
+    points = [Point("a", 0.0, 0.0), Point("b", 1.0, 1.0), Point("far", math.inf, 0.5), Point("none", math.nan, 0.5)]
+    for flip in (False, True):
+        drawn = scatter(points, [["a", "b"]], "x", "y", flip)
+        (ax, ay), (bx, by), (fx, _) = [tuple(map(float, c)) for c in re.findall(r'cx="(\S+)" cy="(\S+)"', drawn)]
+        assert ay > by  # upwards
+        assert (ax > bx) == flip
+        assert fx > max(ax, bx)
+    assert scatter(points[:1], [], "x", "y") == ""
+
+
+def report_of(tmp_path: Path) -> Report:
     Image.new("RGB", (8, 9)).save(tmp_path / "any.png")
-    write_report(tmp_path, summary, rows, lambda *_: tmp_path / "any.png", ["LPIPS: no weights"], "a cat → a lion")
+    gaps = {"nothing": 0, "codec": 0.98, "sds": 0.4, "<dds>": 0.7}
+    kept = {"nothing": math.inf, "codec": 20, "sds": 18, "<dds>": 19}
+    each = {"first": 0.5, "second": 0.9, "third": math.nan}
+    rows = [
+        Shown(
+            name,
+            "a → b",
+            lambda: (torch.zeros(3, 8, 9), torch.ones(3, 8, 9)),
+            {editor: {"gap closed": gap * factor, "background PSNR": kept[editor]} for editor, factor in gaps.items()},
+        )
+        for name, gap in each.items()
+    ]
+    summary = as_summary({editor: [row.scores[editor] for row in rows] for editor in gaps})
+    return Report(
+        "a cat → a lion", "3 pictures", summary, [["sds", "<dds>"]], rows, lambda *_: tmp_path / "any.png", ["no weights"]
+    )
+
+
+def test_the_page_says_which_editor_to_use(tmp_path: Path) -> None:
+    write_report(tmp_path, report_of(tmp_path))
     text = (tmp_path / "report.html").read_text()
-    assert "Use <b>&lt;dds&gt;</b>: the highest gap closed (0.700)" in text
-    assert "LPIPS: no weights" in text
+    assert "Use <b>&lt;dds&gt;</b>" in text
+    assert "no weights" in text
     assert text.index("<td>second") < text.index("<td>first") < text.index("<td>third")  # best first
     assert "<svg" in text
-    assert re.search(r"class=best>0\.700", text)
+    assert re.search(r"class=best>0\.490", text)  # 0.7 of the mean of 0.5 and 0.9
+    assert "(1 NaN)" in text
     page = Page()
     page.feed(text)
     assert page.open == []
@@ -158,39 +285,99 @@ def test_the_page_says_which_editor_to_use(tmp_path: Path) -> None:
     assert "http" not in re.sub(r'src="[^"]*"', "", text)  # nothing from elsewhere
 
 
+def test_a_long_gallery_shows_best_and_worst(tmp_path: Path) -> None:
+    report = report_of(tmp_path)
+    write_report(tmp_path, report, most=2)
+    text = (tmp_path / "report.html").read_text()
+    assert "<td>second" in text
+    assert "<td>third" in text
+    assert "<td>first" not in text
+    assert "2 of 3 are shown" in text
+
+
+def test_editors_that_differ_in_a_dial_are_one_curve() -> None:
+    dds = {"kind": "optimize", "loss": "dds", "lr": 0.1, "steps": 200}
+    chosen = {
+        "nothing": {"kind": "nothing"},
+        **with_fewer_steps({"dds": dds, "sds": {**dds, "loss": "sds", "steps": 40}}, [50, 20]),
+    }
+    chosen |= {f"t {s}": {"kind": "translator", "ckpt": "a", "strength": s} for s in (1.0, 0.5)}
+    assert curves(chosen) == [["dds, 20 steps", "dds, 50 steps", "dds"], ["sds, 20 steps", "sds"], ["t 0.5", "t 1.0"]]
+
+
+def test_translators_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    assert run_names(["o/cat2lion/translator"]) == {"o/cat2lion/translator": "cat2lion"}
+    same = ["x/a/run/translator", "x/b/run/checkpoints/last.ckpt"]
+    assert list(run_names(same).values()) == ["a/run", "b/run"]
+
+
+def test_what_an_editor_costs() -> None:
+    def work() -> str:
+        time.sleep(0.05)
+        return "done"
+
+    result, seconds, before = cost(work, "cpu")
+    _, _, more = cost(lambda: np.ones(2**24).sum(), "cpu")  # 128 MiB
+    _, _, after = cost(work, "cpu")
+    assert result == "done"
+    assert 0.05 <= seconds < 1
+    if not math.isnan(more):
+        assert 100 < more - before < 300
+        assert after < more - 50  # the peak is that of this work alone
+
+
 @pytest.mark.slow
 def test_evaluate_critters_and_go_on(tmp_path: Path) -> None:
-    command = ("evaluate", "critters=3", "steps=3", "only=[dds]", "lpips=[]", "clip.model=null", "output_dir=out")
-    printed = run(*command, cwd=tmp_path)
+    command = ("evaluate", "critters=3", "only=[dds]", "lpips.nets=[]", "clip.model=null", "output_dir=out")
+    printed = run(*command, "steps=3", "also_after=[2]", cwd=tmp_path)
     assert "left out: structure distance" in printed
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics["editors"]) == {"nothing", "codec", "dds"}
-    assert metrics["editors"]["nothing"]["PSNR"] == {"mean": None, "count": 3, "nan": 0}  # infinite
+    assert set(metrics["editors"]) == {"nothing", "codec", "dds, 2 steps", "dds"}
+    assert metrics["editors"]["nothing"]["PSNR"] == {"mean": None, "error": None, "count": 3, "nan": 0}  # infinite
     assert metrics["editors"]["codec"]["gap closed"]["mean"] > 0.9
     assert metrics["editors"]["nothing"]["diversity"]["mean"] == pytest.approx(1)
-    lines = (tmp_path / "out" / "per_image.csv").read_text()
+    assert metrics["editors"]["dds"]["peak MiB"]["mean"] > 100
+    lines = (tmp_path / "out" / "results.jsonl").read_text()
     first = next((tmp_path / "out" / "pictures" / "dds").iterdir())
     first.unlink()
-    run(*command, cwd=tmp_path)
-    more = (tmp_path / "out" / "per_image.csv").read_text()
+    (tmp_path / "out" / "report.html").unlink()
+    run(*command, "steps=3", "also_after=[2]", cwd=tmp_path)
+    more = (tmp_path / "out" / "results.jsonl").read_text()
     assert more.startswith(lines)
-    scores = lines.count("\n") // 9  # of one edit
-    assert more.count("\n") - lines.count("\n") in (scores, scores + 1)  # one edit made again, the others not
     assert first.exists()
+    assert (tmp_path / "out" / "report.html").exists()
+    added = [json.loads(line) for line in more[len(lines) :].splitlines()]
+    assert {(one["editor"], one["image"]) for one in added} == {("dds", first.stem)}  # one edit made again, the others not
     printed = run(*command, "steps=4", cwd=tmp_path, code=2)
-    assert "other settings" in printed
+    assert "results of another editor dds" in printed
 
 
 @pytest.mark.slow
 def test_evaluate_a_list_of_pictures(tmp_path: Path) -> None:
-    for number in range(2):
-        Image.new("RGB", (64, 48 + 16 * number), "red").save(tmp_path / f"{number}.png")
+    for name, height, colour in (("0", 48, "red"), ("1", 64, "red"), ("2", 48, "blue")):
+        Image.new("RGB", (64, height), colour).save(tmp_path / f"{name}.png")
     Image.new("L", (64, 48), 0).save(tmp_path / "m.png")
-    (tmp_path / "e.csv").write_text("image,target,mask\n0.png,a photo of a lion,m.png\n1.png,a photo of a bear,\n")
-    quick = ("lpips=[]", "clip.model=null", "structure.model=null", "steps=2", "only=[dds,sdedit]")
-    run("evaluate", "image=e.csv", *quick, "output_dir=out", cwd=tmp_path)
+    (tmp_path / "reds").mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40), "red").save(tmp_path / "reds" / f"{name}.png")
+    (tmp_path / "e.csv").write_text("image,target,mask,truth\n0.png,a photo of a lion,m.png,2.png\n1.png,a photo of a bear,,\n")
+    torch.jit.script(TinyInception()).save(str(tmp_path / "inception.pt"))
+    quick = ("lpips.nets=[]", "clip.model=null", "structure.model=null", "steps=2", "only=[dds,sdedit]")
+    run("evaluate", "image=e.csv", *quick, "output_dir=out", "targets=reds", "fid=inception.pt", cwd=tmp_path)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["editors"]["dds"]["PSNR"]["count"] == 2
-    assert metrics["editors"]["dds"]["PSNR outside"]["count"] == 1
+    dds = metrics["editors"]["dds"]
+    assert [dds[name]["count"] for name in ("PSNR", "PSNR outside", "PSNR to truth")] == [2, 1, 1]
+    assert metrics["editors"]["nothing"]["FID"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert dds["FID"]["mean"] > 0.01
     assert metrics["left out"] == []
-    assert "give a CLIP model to rank editors" in (tmp_path / "out" / "report.html").read_text()
+    assert "Use <b>" in (tmp_path / "out" / "report.html").read_text()  # one truth is enough to rank by
+    printed = run("evaluate", "image=e.csv", *quick, "output_dir=out2", "ckpt=no", cwd=tmp_path, code=2)
+    assert "ckpt=no" in printed
+
+
+class TinyInception(torch.nn.Module):
+    """What FID's network looks like from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.AvgPool2d(100), torch.nn.Flatten())

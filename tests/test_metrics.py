@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchmetrics
 import torchvision
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
@@ -17,6 +18,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from dds_train.data.images import to_pil
 from dds_train.errors import UserError
 from dds_train.metrics.clip import Clip
+from dds_train.metrics.distribution import Inception, clean_resize, frechet_distance, kernel_distance
 from dds_train.metrics.perceptual import Lpips, Structure
 from dds_train.metrics.pixels import mse, outside, psnr, ssim
 
@@ -105,6 +107,7 @@ def test_lpips_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
         p, q = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-8) for x in (p, q))
         expected += ((p - q).square() * head.view(1, -1, 1, 1)).sum(1).mean(dim=(1, 2))
     lpips = Lpips("squeeze")
+    assert lpips(a[..., :30], b[..., :30]).isnan().all()
     torch.testing.assert_close(lpips(a, b).float(), expected, rtol=1e-4, atol=1e-6)
     assert (lpips(a, a) == 0).all()
 
@@ -191,3 +194,65 @@ def test_clip_is_that_of_transformers(clip_folder: Path) -> None:
     assert clip.images(torch.zeros(1, 3, 40, 64)).shape == (1, 16)
     with pytest.raises(UserError, match="CLIP model nowhere"):
         Clip("nowhere")
+
+
+# ---------------------------------------------------------------- sets of pictures
+
+
+def features(seed: int, count: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    mix = torch.randn(5, 5, generator=rng, dtype=torch.float64)
+    return torch.randn(count, 5, generator=rng, dtype=torch.float64) @ mix + seed
+
+
+def test_frechet_distance_by_its_formula() -> None:
+    a, b = features(0, 300), features(1, 200)
+    covariances = a.T.cov(), b.T.cov()
+    # The trace of sqrt(A B) is that of sqrt(sqrt(A) B sqrt(A)), which is symmetric.
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = vectors @ values.sqrt().diag() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_kernel_distance_by_its_formula() -> None:
+    a, b = features(0, 12), features(1, 12)
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return ((x @ y).item() / 5 + 1) ** 3
+
+    def pairs(x: Tensor) -> float:
+        return sum(kernel(p, q) for i, p in enumerate(x) for j, q in enumerate(x) if i != j) / (len(x) * (len(x) - 1))
+
+    crossed = sum(kernel(p, q) for p in a for q in b) / (len(a) * len(b))
+    assert kernel_distance(a, b) == pytest.approx(pairs(a) + pairs(b) - 2 * crossed, rel=1e-6)  # every subset is all of them
+    state = torch.random.get_rng_state()
+    assert kernel_distance(features(0, 30), b) == kernel_distance(features(0, 30), b)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_inception_sees_pictures_as_clean_fid_scales_them(tmp_path: Path) -> None:
+    """Within rounding of Pillow's own scaling of 8-bit pictures, which does not alias: stripes of one pixel become gray."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(60, 200, (400, 350, 3), np.uint8)
+    image = torch.from_numpy(levels).permute(2, 0, 1).float() / 127.5 - 1
+    by_pillow = np.asarray(Image.fromarray(levels).resize((299, 299), Image.Resampling.BICUBIC))
+    assert np.abs(clean_resize(image).permute(1, 2, 0).numpy() - by_pillow).max() < 1.5  # which rounds after each of two passes
+    stripes = torch.ones(3, 598, 598)
+    stripes[:, :, ::2] = -1
+    assert (clean_resize(stripes)[:, 4:-4, 4:-4] - 127.5).abs().max() < 1
+
+    class Mean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.AvgPool2d(299), torch.nn.Flatten())
+
+    torch.jit.script(Mean()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    inception = Inception(str(tmp_path))
+    gray = [torch.full((3, 20 + i, 30), level) for i, level in enumerate((-1.0, 0.0, 1.0))]
+    found = inception.features(gray, batch_size=2)
+    torch.testing.assert_close(found[:, 0], torch.tensor([-1, 0, 127 / 128], dtype=torch.float64), atol=4e-3, rtol=0)
+    with pytest.raises(UserError, match="give fid=FILE"):
+        Inception(str(tmp_path / "none.pt"))

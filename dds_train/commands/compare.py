@@ -15,19 +15,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dds_train import build
+from dds_train.commands.cases import draw_critters
 from dds_train.commands.inputs import check_readable, find_pictures, read_picture
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
-from dds_train.critters.world import Critter, critter
+from dds_train.critters.world import Critter
 from dds_train.data.images import labelled_grid, save_image
-from dds_train.editing.editors import EDITORS, Editor, Wish
+from dds_train.editing.editors import EDITORS, Editor, Setting, instructions
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
 from dds_train.metrics.clip import Clip
 from dds_train.metrics.critters import score_edit
 from dds_train.metrics.pixels import mse
+from dds_train.translator import read_card
 
-FIRST = 20_000_000  # critters that neither teachers nor translators have seen
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 Score = Callable[[list[Tensor]], dict[str, float]]
 
@@ -44,9 +45,11 @@ class Pictures:
 
 def run(cfg: DictConfig) -> None:
     chosen = choose(cfg)
-    wish = Wish(build.build_pretrained(cfg.teacher, find_device(cfg.device)), cfg.source, cfg.target, cfg.seed)
+    for name, fields in chosen.items():
+        check_editor(name, fields, [cfg.target])
+    setting = Setting(build.build_pretrained(cfg.teacher, find_device(cfg.device)), [cfg.target], cfg.seed)
     pictures = own_pictures(cfg) if cfg.image is not None else critters(cfg)
-    editors = {name: build_editor(name, fields, cfg, wish) for name, fields in chosen.items()}
+    editors = {name: build_editor(name, fields, setting) for name, fields in chosen.items()}
     output_dir = Path(cfg.output_dir)
     build.save_config(cfg, output_dir, unused=UNUSED)
     scores: dict[str, dict[str, float]] = {}
@@ -55,7 +58,7 @@ def run(cfg: DictConfig) -> None:
         # Of the truth, where it is known: the best that any editor behind this codec could do.
         inputs = pictures.truths if pictures.truths and chosen[name]["kind"] == "round_trip" else pictures.batches
         began = time.perf_counter()
-        columns[name] = [edit(batch) for batch in inputs]
+        columns[name] = [edit(batch, [cfg.source] * len(batch), [cfg.target] * len(batch)) for batch in inputs]
         seconds = (time.perf_counter() - began) / sum(map(len, inputs))
         scores[name] = {**pictures.score(columns[name]), "s / image": seconds}
     table = as_table(scores)
@@ -68,56 +71,75 @@ def run(cfg: DictConfig) -> None:
 
 
 def choose(cfg: DictConfig, always: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """name -> the fields of its configuration: the editors wanted, those of `always` first, and the translators."""
+    """name -> all fields of its configuration: the editors wanted, those of `always` first, and the translators."""
     known: dict[str, dict[str, Any]] = OmegaConf.to_container(cfg.editors, resolve=True)  # type: ignore[assignment]
     wanted = [*(name for name in always if name in known), *(known if cfg.only is None else cfg.only)]
     for name in wanted:
         if name not in known:
             raise UserError(f"only=[{','.join(wanted)}]: no editor {name}; there are {', '.join(known)}")
-    editors = {name: {"kind": "optimize", **known[name]} for name in wanted}
-    for ckpt in [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt or []:
+    usual = {
+        "kind": "optimize",
+        "loss": "dds",
+        **{key: cfg[key] for key in ("steps", "lr", "guidance")},
+        "t_range": list(cfg.t_range),
+    }
+    editors = {name: {**(usual if known[name].get("kind", "optimize") == "optimize" else {}), **known[name]} for name in wanted}
+    for ckpt, run_name in run_names([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt or []).items():
         for strength in cfg.strengths:
-            name = f"translator {Path(ckpt).resolve().parent.name}" + ("" if list(cfg.strengths) == [1] else f" {strength:g}")
-            editors[name] = {"kind": "translator", "ckpt": str(ckpt), "strength": strength}
+            name = f"translator {run_name}" + ("" if list(cfg.strengths) == [1] else f", strength {strength:g}")
+            editors[name] = {"kind": "translator", "ckpt": ckpt, "strength": strength}
     for name, fields in editors.items():
         if fields["kind"] not in EDITORS:
             raise UserError(f"editors.{name}.kind={fields['kind']}: there are {', '.join(EDITORS)}")
     return editors
 
 
-def build_editor(name: str, fields: dict[str, Any], cfg: DictConfig, wish: Wish) -> Editor:
-    make, given = EDITORS[fields["kind"]], {key: value for key, value in fields.items() if key != "kind"}
-    if fields["kind"] == "optimize":
-        loss = build.load_loss(given.pop("loss", "dds"), given.pop("options", {}))
-        usual = {key: cfg[key] for key in ("steps", "lr", "guidance", "t_range")}
-        given = {**usual, "negative": loss.get("negative"), **given, "loss": build.build_loss(loss, wish.parts)}
-        given["t_range"] = build.build_t_range(given["t_range"], len(wish.parts.teacher().schedule), loss)
-    known = [key for key in inspect.signature(make).parameters if key != "wish"]
-    unknown = [key for key in given if key not in known]
+def run_names(ckpts: Sequence[str]) -> dict[str, str]:
+    """What to call the runs that translators are from: by their folders, with as much of the path as tells them apart."""
+    paths = {ckpt: Path(ckpt).resolve() for ckpt in ckpts}
+    folders = {ckpt: path.parents[1] if path.parent.name == "checkpoints" else path.parent for ckpt, path in paths.items()}
+    for depth in range(1, max((len(folder.parts) for folder in folders.values()), default=0) + 1):
+        names = {ckpt: "/".join(folder.parts[-depth:]) for ckpt, folder in folders.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {ckpt: ckpt for ckpt in ckpts}
+
+
+def check_editor(name: str, fields: dict[str, Any], targets: Sequence[str]) -> None:
+    """What can be said of an editor's configuration before anything is loaded.
+
+    Raises:
+        UserError: naming what it does not know.
+    """
+    known = [key for key in inspect.signature(EDITORS[fields["kind"]]).parameters if key != "setting"]
+    known += ["options"] if fields["kind"] == "optimize" else []
+    unknown = [key for key in fields if key not in ("kind", *known)]
     if unknown:
         raise UserError(
             f"editors.{name}.{unknown[0]}: an editor of kind {fields['kind']} has {', '.join(known) or 'no options'}"
         )
+    if fields["kind"] == "optimize":
+        build.load_loss(fields["loss"], fields.get("options", {}))
+    if fields["kind"] == "translator":
+        try:
+            instructions(read_card(Path(fields["ckpt"])), targets)
+        except ValueError as error:
+            raise UserError(f"editors.{name}: {error}") from error
+
+
+def build_editor(name: str, fields: dict[str, Any], setting: Setting) -> Editor:
+    make, given = EDITORS[fields["kind"]], {key: value for key, value in fields.items() if key != "kind"}
+    if fields["kind"] == "optimize":
+        loss = build.load_loss(given.pop("loss"), given.pop("options", {}))
+        given = {"negative": loss.get("negative"), **given, "loss": build.build_loss(loss, setting.parts)}
+        given["t_range"] = build.build_t_range(given["t_range"], len(setting.parts.teacher().schedule), loss)
     try:
-        return make(wish, **given)
+        return make(setting, **given)
     except (TypeError, ValueError) as error:
         raise UserError(f"editors.{name}: {error}") from error
 
 
 # ---------------------------------------------------------------- what is edited, and what counts
-
-
-def draw_critters(cfg: DictConfig) -> tuple[list[Critter], list[Critter], dict[str, Any]]:
-    """`cfg.critters` unseen ones, their exact truths, and what these change."""
-    given, change = (OmegaConf.to_container(part, resolve=True) for part in (cfg.given, cfg.change))
-    try:
-        sources = [critter(FIRST + number, **given) for number in range(cfg.critters)]  # type: ignore[arg-type]
-        targets = [source.replaced(**change) for source in sources]  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"given and change: {error}") from error
-    if any(source == target for source, target in zip(sources, targets, strict=True)):
-        raise UserError(f"change={change}: some critters are so already; say so in given, such as given.species=cat")
-    return sources, targets, change  # type: ignore[return-value]
 
 
 def critters(cfg: DictConfig) -> Pictures:

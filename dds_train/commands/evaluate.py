@@ -1,188 +1,231 @@
-"""Measure editors on many pictures."""
+"""Measure editors on many pictures.
 
-import csv
-import hashlib
+First all editing, one editor after the other, then all scoring, of the written files: what is judged is what a user would get,
+a stopped run goes on, and a score whose network was not there comes later without editing again.
+"""
+
+import gc
 import json
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.compare import build_editor, choose, draw_critters
-from dds_train.commands.inputs import end_last_line, find_pictures, read_picture
-from dds_train.critters.captions import full_caption
-from dds_train.critters.dataset import to_tensor
-from dds_train.data.images import read_image, read_mask, save_image
-from dds_train.data.manifest import is_manifest, read_manifest
-from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
-from dds_train.editing.editors import Wish
+from dds_train.commands.cases import Entry, batches, find_entries
+from dds_train.commands.compare import build_editor, check_editor, choose
+from dds_train.commands.inputs import find_pictures, sha256
+from dds_train.commands.results import Results
+from dds_train.data.images import read_image, save_image
+from dds_train.editing.editors import Setting
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
-from dds_train.metrics.diversity import diversity
-from dds_train.metrics.report import Shown, write_report
-from dds_train.metrics.scores import Case, build_scores, means
+from dds_train.metrics.cost import cost
+from dds_train.metrics.distribution import Inception, frechet_distance, kernel_distance
+from dds_train.metrics.diversity import spread
+from dds_train.metrics.report import Report, Shown, write_report
+from dds_train.metrics.scores import Case, Mean, Score, build_scores, means
 
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 ALWAYS = ("nothing", "codec")  # what doing nothing gets, and what the codec costs: without them no number means much
+SECONDS, MEMORY = "s / image", "peak MiB"
 
 
 def run(cfg: DictConfig) -> None:
-    chosen = choose(cfg, ALWAYS)
+    chosen = with_fewer_steps(choose(cfg, ALWAYS), cfg.also_after)
     device = find_device(cfg.device)
-    parts = build.build_pretrained(cfg.teacher, device)
-    cases = critter_cases(cfg) if cfg.image is None else picture_cases(cfg)
-    scores, left_out = build_scores(cfg.lpips, cfg.clip.model, cfg.structure.model, device)
+    entries = find_entries(cfg)
+    for name, fields in chosen.items():
+        check_editor(name, fields, targets_of(entries))
+    results = Results(Path(cfg.output_dir), settings(cfg, chosen, entries))
+    build.save_config(cfg, results.folder, unused=UNUSED)
+    edit_all(cfg, chosen, entries, results, device)
+    left_out = score_all(cfg, list(chosen), entries, results, device)
+    summary = {name: means([results.of(name, entry.name) for entry in entries]) for name in chosen}
+    more, also_left_out = scores_of_sets(cfg, list(chosen), entries, results, device)
+    summary = {name: {**scores, **more[name]} for name, scores in summary.items()}
+    left_out += also_left_out
+    (results.folder / "metrics.json").write_text(json.dumps(plain({"editors": summary, "left out": left_out}), indent=2))
+    results.write_csv(list(chosen), [entry.name for entry in entries])
+    write_report(results.folder, report(cfg, chosen, entries, results, summary, left_out))
+    print(f"{len(entries)} pictures, {len(chosen)} editors: {results.folder / 'report.html'}", flush=True)
+
+
+def with_fewer_steps(chosen: Mapping[str, dict[str, Any]], counts: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Editors that descend, also after so many steps."""
+    editors: dict[str, dict[str, Any]] = {}
+    for name, fields in chosen.items():
+        if fields["kind"] == "optimize":
+            fewer = [count for count in sorted(counts) if count < fields["steps"]]
+            editors |= {f"{name}, {count} steps": {**fields, "steps": count} for count in fewer}
+        editors[name] = fields
+    return editors
+
+
+def settings(cfg: DictConfig, chosen: Mapping[str, dict[str, Any]], entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+    """What results depend on; see `Results`."""
+    teacher = {key: cfg.teacher[key] for key in ("path", "dtype")}
+    editors = {}
+    for name, fields in chosen.items():
+        ckpt = Path(fields["ckpt"]) if "ckpt" in fields else None
+        weights = None if ckpt is None else sha256(ckpt / "translator.safetensors" if ckpt.is_dir() else ckpt)
+        editors[name] = {**fields, "weights": weights}
+    pictures = {entry.name: entry.identity for entry in entries}
+    return {"setting": {"teacher": teacher, "seed": cfg.seed}, "editor": editors, "picture": pictures}
+
+
+# ---------------------------------------------------------------- edit
+
+
+def edit_all(
+    cfg: DictConfig, chosen: Mapping[str, dict[str, Any]], entries: Sequence[Entry], results: Results, device: str
+) -> None:
+    with tqdm(total=len(entries) * len(chosen), desc="edit", unit="edit") as bar:
+        for name, fields in chosen.items():
+            todo = [entry for entry in entries if SECONDS not in results.of(name, entry.name)]
+            bar.update(len(entries) - len(todo))
+            if todo:
+                edit_with(cfg, name, fields, todo, results, device, bar)
+                gc.collect()
+
+
+def edit_with(
+    cfg: DictConfig, name: str, fields: dict[str, Any], entries: Sequence[Entry], results: Results, device: str, bar: Any
+) -> None:
+    # Parts of its own, given back when it is done: its memory is its own.
+    editor = build_editor(name, fields, Setting(build.build_pretrained(cfg.teacher, device), targets_of(entries), cfg.seed))
+    # Through the codec goes the truth, where it is known: the best that any editor behind this codec could do.
+    of_truth = fields["kind"] == "round_trip"
+    for batch in batches(entries, cfg.batch_size):
+        cases = [entry.load() for entry in batch]
+        inputs = torch.cat([case.truth if of_truth and case.truth is not None else case.image for case in cases])
+        edit = partial(editor, inputs, [case.source for case in cases], [case.target for case in cases])
+        edited, seconds, memory = cost(edit, device)
+        for case, output in zip(cases, edited, strict=True):
+            save_image(output, results.picture(name, case.name))
+            results.start(name, case.name, {SECONDS: seconds / len(cases), MEMORY: memory})
+        bar.update(len(batch))
+
+
+def targets_of(entries: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(entry.target for entry in entries))
+
+
+# ---------------------------------------------------------------- score
+
+
+def score_all(cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry], results: Results, device: str) -> list[str]:
+    """Every score that is not there yet; a line for each that cannot be had."""
+    scores, left_out = build_scores(cfg.lpips.nets, cfg.clip.model, cfg.structure.model, device, cfg.lpips.hub_dir)
     for line in left_out:
         print(f"left out: {line}", flush=True)
-    output_dir = Path(cfg.output_dir)
-    table = Table(output_dir, settings(cfg))
-    build.save_config(cfg, output_dir, unused=UNUSED)
-    with tqdm(total=len(cases) * len(chosen), desc="evaluate", unit="edit") as bar:
-        for name, fields in chosen.items():
-            todo = [case for case in cases if not table.has(name, case.name)]
-            bar.update(len(cases) - len(todo))
-            for wish, batch in batches(todo, cfg, parts):
-                edited, seconds = timed(name, fields, cfg, wish, batch)
-                for case, output in zip(batch, edited.split(1), strict=True):
-                    found = {key: value for score in scores for key, value in score(case, output).items()}
-                    save_image(output[0], table.picture(name, case.name))
-                    table.add(name, case.name, {**found, "s / image": seconds})
+    with tqdm(total=len(entries) * len(editors), desc="score", unit="edit") as bar:
+        for batch in batches(entries, cfg.batch_size):
+            cases = [entry.load() for entry in batch]
+            for editor in editors:
+                outputs = torch.stack([read_image(results.picture(editor, case.name)) for case in cases])
+                for score in scores:
+                    add_score(score, editor, cases, outputs, results)
                 bar.update(len(batch))
-    summary = {name: means(table.rows(name, [case.name for case in cases])) for name in chosen}
-    for name, ratio in diversities(cases, list(chosen), table).items():
-        summary[name]["diversity"] = {"mean": ratio, "count": len(cases), "nan": 0}
-    (output_dir / "metrics.json").write_text(json.dumps(plain({"editors": summary, "left out": left_out}), indent=2))
-    shown = [Shown(c.name, c.image, c.truth, {n: table.rows(n, [c.name])[0] for n in chosen}) for c in cases]
-    write_report(output_dir, summary, shown, table.picture, left_out, f"{cfg.source} → {cfg.target}")
-    print(f"{len(cases)} pictures, {len(chosen)} editors: {output_dir / 'report.html'}", flush=True)
+    return left_out
+
+
+def add_score(score: Score, editor: str, cases: Sequence[Case], outputs: Tensor, results: Results) -> None:
+    """For the cases that lack it."""
+
+    def lacks(case: Case) -> bool:
+        return score.applies(case) and not set(score.names) <= set(results.of(editor, case.name))
+
+    rows = [number for number, case in enumerate(cases) if lacks(case)]
+    if rows:
+        found = score.measure([cases[row] for row in rows], outputs[rows])
+        for number, row in enumerate(rows):
+            results.add(editor, cases[row].name, {name: values[number].item() for name, values in found.items()})
+
+
+def scores_of_sets(
+    cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry], results: Results, device: str
+) -> tuple[dict[str, dict[str, Mean]], list[str]]:
+    """What is a property of all results of an editor together, and a line for what cannot be had."""
+    found: dict[str, dict[str, Mean]] = {editor: {} for editor in editors}
+
+    def pictures(editor: str) -> Iterable[Tensor]:
+        return (read_image(results.picture(editor, entry.name)) for entry in entries)
+
+    def keep(editor: str, name: str, value: float) -> None:
+        found[editor][name] = {"mean": value, "count": len(entries), "nan": 0}
+
+    if len({entry.size for entry in entries}) == 1:
+        before = spread(entry.load().image[0] for entry in entries).item()
+        for editor in editors if before > 0 else ():
+            keep(editor, "diversity", spread(pictures(editor)).item() / before)
+    if cfg.targets is None:
+        return found, []
+    wanted = [path for _, path in find_pictures(cfg.targets, results.folder)]
+    if min(len(wanted), len(entries)) < 2:
+        raise UserError(f"targets={cfg.targets}: FID and KID need at least two pictures on each side")
+    try:
+        inception = Inception(cfg.fid, device)
+    except UserError as error:
+        print(f"left out: {error}", flush=True)
+        return found, [str(error)]
+    features = inception.features(read_image(path) for path in wanted)
+    for editor in tqdm(editors, desc="FID and KID", unit="editor"):
+        own = inception.features(pictures(editor))
+        keep(editor, "FID", frechet_distance(features, own))
+        keep(editor, "KID", kernel_distance(features, own, cfg.seed))
+    return found, []
+
+
+# ---------------------------------------------------------------- say
+
+
+def report(
+    cfg: DictConfig,
+    chosen: Mapping[str, dict[str, Any]],
+    entries: Sequence[Entry],
+    results: Results,
+    summary: Mapping[str, Mapping[str, Mean]],
+    left_out: Sequence[str],
+) -> Report:
+    def shown(entry: Entry) -> Shown:
+        def load() -> tuple[Tensor, Tensor | None]:
+            case = entry.load()
+            return case.image[0], None if case.truth is None else case.truth[0]
+
+        words = "" if one_wish else f"{entry.source} → {entry.target}"
+        return Shown(entry.name, words, load, {name: results.of(name, entry.name) for name in chosen})
+
+    one_wish = len({(entry.source, entry.target) for entry in entries}) == 1
+    what = f"{len(entries)} {'critters' if cfg.image is None else f'pictures of {cfg.image}'}, teacher {cfg.teacher.path}"
+    return Report(
+        title=f"{entries[0].source} → {entries[0].target}" if one_wish else f"Edits of {cfg.image}",
+        what=what,
+        summary=summary,
+        curves=curves(chosen),
+        rows=[shown(entry) for entry in entries],
+        picture=results.picture,
+        left_out=left_out,
+    )
+
+
+def curves(chosen: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+    """Editors that differ in strength or steps alone, in that order."""
+    groups: dict[str, list[tuple[float, str]]] = {}
+    for name, fields in chosen.items():
+        rest = json.dumps({key: value for key, value in fields.items() if key not in ("strength", "steps")})
+        groups.setdefault(rest, []).append((fields.get("strength", 0) + fields.get("steps", 0), name))
+    return [[name for _, name in sorted(group)] for group in groups.values() if len(group) > 1]
 
 
 def plain(value: Any) -> Any:
     """For JSON, which has no infinity and no NaN: these become null."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def settings(cfg: DictConfig) -> dict[str, Any]:
-    """What must not change while one table grows."""
-    keys = ("source", "target", "steps", "guidance", "lr", "t_range", "max_side", "seed", "change", "given", "teacher")
-    return {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
-
-
-def critter_cases(cfg: DictConfig) -> list[Case]:
-    sources, truths, change = draw_critters(cfg)
-    return [
-        Case(
-            f"{number:04d} {full_caption(source).removeprefix('a photo of ')}",
-            to_tensor(source)[None],
-            cfg.source,
-            cfg.target,
-            truth=to_tensor(truth)[None],
-            critter=source,
-            change=change,
-        )
-        for number, (source, truth) in enumerate(zip(sources, truths, strict=True))
-    ]
-
-
-def picture_cases(cfg: DictConfig) -> list[Case]:
-    """PIE-Bench, or the user's pictures, with the sentences and masks that a list may have for each."""
-    if is_pie_bench(cfg.image):
-        entries = read_pie_bench(cfg.image)
-        return [Case(one.name, read_picture(one.image, None).image, one.source, one.target, one.mask) for one in entries]
-    if not is_manifest(cfg.image):
-        found = find_pictures(cfg.image, cfg.output_dir)
-        return [Case(name, read_picture(path, cfg.max_side).image, cfg.source, cfg.target) for name, path in found]
-    cases = []
-    for number, entry in enumerate(read_manifest(cfg.image)):
-        image = read_picture(entry.image, cfg.max_side).image
-        mask = read_mask(entry.mask, (image.shape[-2], image.shape[-1]))[None] if entry.mask not in (None, "auto") else None
-        for target in entry.target or (cfg.target,):
-            cases.append(Case(f"{number:04d} {entry.image.stem}", image, entry.source or cfg.source, target, mask))
-    if len({case.name for case in cases}) < len(cases):
-        raise UserError(f"image={cfg.image}: for scores give one target in each line")
-    return cases
-
-
-def batches(cases: Sequence[Case], cfg: DictConfig, parts: Any) -> Iterator[tuple[Wish, list[Case]]]:
-    """Cases that can be edited together: of one size, with the same sentences."""
-
-    def kind(case: Case) -> tuple[Any, ...]:
-        return (*case.image.shape, case.source, case.target)
-
-    for _, alike in groupby(sorted(cases, key=kind), key=kind):
-        some = list(alike)
-        wish = Wish(parts, some[0].source, some[0].target, cfg.seed)
-        for start in range(0, len(some), cfg.batch_size):
-            yield wish, some[start : start + cfg.batch_size]
-
-
-def timed(name: str, fields: dict[str, Any], cfg: DictConfig, wish: Wish, cases: Sequence[Case]) -> tuple[Tensor, float]:
-    """Results [B,3,H,W], and seconds for each of them; what is loaded once does not count."""
-    edit = build_editor(name, fields, cfg, wish)
-    # Through the codec goes the truth, where it is known: the best that any editor behind this codec could do.
-    truth = fields["kind"] == "round_trip" and all(case.truth is not None for case in cases)
-    inputs = torch.cat([case.truth if truth and case.truth is not None else case.image for case in cases])
-    began = time.perf_counter()
-    return edit(inputs), (time.perf_counter() - began) / len(cases)
-
-
-def diversities(cases: Sequence[Case], editors: Sequence[str], table: "Table") -> dict[str, float]:
-    """Of each editor, where all pictures have one size and differ."""
-    inputs = [case.image[0] for case in cases]
-    if len({image.shape for image in inputs}) != 1 or all(torch.equal(image, inputs[0]) for image in inputs):
-        return {}
-    before = torch.stack(inputs)
-    return {e: diversity(before, torch.stack([read_image(table.picture(e, c.name)) for c in cases])).item() for e in editors}
-
-
-class Table:
-    """per_image.csv: a line for each picture and editor, written as soon as it is known, so that a run can go on.
-
-    Raises:
-        UserError: if the folder holds a table that was made with other settings.
-    """
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder, self.path = folder, folder / "per_image.csv"
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        self.lines: dict[tuple[str, str], dict[str, float]] = {}
-        mark = folder / ".settings"
-        if mark.exists() and mark.read_text() != digest:
-            raise UserError(f"output_dir={folder}: holds results of other settings; take another folder")
-        end_last_line(self.path)
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    if row.get("value"):  # a line that a kill has cut has none
-                        self.lines.setdefault((row["editor"], row["image"]), {})[row["score"]] = float(row["value"])
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(digest)
-
-    def has(self, editor: str, image: str) -> bool:
-        # Seconds are written last.
-        return "s / image" in self.lines.get((editor, image), {}) and self.picture(editor, image).exists()
-
-    def add(self, editor: str, image: str, scores: Mapping[str, float]) -> None:
-        self.lines[editor, image] = dict(scores)
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(("editor", "image", "score", "value"))
-            writer.writerows((editor, image, score, repr(float(value))) for score, value in scores.items())
-
-    def rows(self, editor: str, images: Sequence[str]) -> list[dict[str, float]]:
-        return [self.lines[editor, image] for image in images]
-
-    def picture(self, editor: str, image: str) -> Path:
-        return self.folder / "pictures" / editor.replace("/", "-") / f"{image}.png"

@@ -84,6 +84,11 @@ def to_pil(image: Tensor) -> Image.Image:
     return to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte())
 
 
+def rounded(image: Tensor) -> Tensor:
+    """Pixels in [-1,1] as a file of 8 bits has them."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     """A picture that says where: [1,H,W] in [0,1], white (or transparent) = 1, scaled to `size` = (H, W).
 

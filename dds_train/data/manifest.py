@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from dds_train.errors import UserError
 
-COLUMNS = ("image", "source", "target", "mask", "seed")
+COLUMNS = ("image", "source", "target", "mask", "seed", "truth")
 EXTENSIONS = {".csv", ".jsonl"}
 
 
@@ -21,6 +21,7 @@ class Entry:
     target: tuple[str, ...] | None = None  # one or several edits of the image
     mask: str | None = None  # a path, or "auto"
     seed: int | None = None
+    truth: str | None = None  # a path of the picture that the edit should make, for scores alone
 
 
 def is_manifest(spec: object) -> TypeGuard[str]:
@@ -29,7 +30,7 @@ def is_manifest(spec: object) -> TypeGuard[str]:
 
 def read_manifest(path: str | Path) -> list[Entry]:
     """The edits that a CSV (with a header) or JSONL file asks for. Columns are image, and if wanted source, target (in JSONL
-    also a list), mask and seed. Paths are relative to the file.
+    also a list), mask, seed and truth. Paths are relative to the file.
 
     Raises:
         UserError: naming file and line, for unknown columns, pictures that are not there, and what cannot be read.
@@ -74,7 +75,7 @@ def entry(path: Path, line: int, row: dict[str, Any]) -> Entry:
     unknown = [str(key) for key in row if key not in COLUMNS]
     if unknown:
         raise wrong(f"unknown column {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
-    image, source, target, mask, seed = (row.get(name) for name in COLUMNS)
+    image, source, target, mask, seed, truth = (row.get(name) for name in COLUMNS)
     if not isinstance(image, str):
         raise wrong("no image")
     if not (path.parent / image).is_file():
@@ -88,8 +89,12 @@ def entry(path: Path, line: int, row: dict[str, Any]) -> Entry:
         if not isinstance(mask, str) or not (path.parent / mask).is_file():
             raise wrong(f"mask={mask!r}: no such file; give one, or auto")
         mask = str(path.parent / mask)
+    if truth is not None:
+        if not isinstance(truth, str) or not (path.parent / truth).is_file():
+            raise wrong(f"truth={truth!r}: no such file")
+        truth = str(path.parent / truth)
     try:
         seed = None if seed is None else int(seed)
     except (TypeError, ValueError) as error:
         raise wrong(f"seed={seed!r}: give a whole number") from error
-    return Entry(path.parent / image, source, None if targets is None else tuple(targets), mask, seed)
+    return Entry(path.parent / image, source, None if targets is None else tuple(targets), mask, seed, truth)

@@ -1,45 +1,45 @@
 """Everything that turns pictures into edited ones, behind one door: pixels in, pixels out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from dds_train.distillation.losses import Loss
 from dds_train.distillation.rng import draw
 from dds_train.editing.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.editing.optimize import optimize_latent
-from dds_train.frozen import Pretrained
-from dds_train.translator import load_translator
+from dds_train.frozen import Pretrained, PromptTable
+from dds_train.translator import TranslatorCard, load_translator, translate_latents
 
-Editor = Callable[[Tensor], Tensor]  # [B,3,H,W] in [-1,1], to the same
+# Pixels [B,3,H,W] in [-1,1], what each picture shows, and what each is to show -> the same pictures, edited. No result depends
+# on which pictures share its batch.
+Editor = Callable[[Tensor, Sequence[str], Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What every editor is asked for, and the teacher that it asks."""
+class Setting:
+    """What every editor starts from."""
 
-    parts: Pretrained
-    source: str
-    target: str
+    parts: Pretrained  # the teacher
+    targets: Sequence[str]  # all prompts that will be asked for, so that an editor can say at once which it does not know
     seed: int = 0
 
 
-def nothing(wish: Wish) -> Editor:
+def nothing(setting: Setting) -> Editor:
     """The pictures as they are: best at keeping, worst at changing."""
-    return lambda images: images
+    return lambda images, sources, targets: images
 
 
-def round_trip(wish: Wish) -> Editor:
+def round_trip(setting: Setting) -> Editor:
     """Through the codec and back: what it costs any editor that works on latents."""
-    codec = wish.parts.codec()
-    return lambda images: codec.decode(codec.encode(images), _size(images)).cpu()
+    codec = setting.parts.codec()
+    return lambda images, sources, targets: codec.decode(codec.encode(images), _size(images)).cpu()
 
 
 def optimize(
-    wish: Wish,
+    setting: Setting,
     *,
     steps: int,
     lr: float,
@@ -49,65 +49,81 @@ def optimize(
     negative: str | None = None,
 ) -> Editor:
     """`optimize_latent` with plain SGD; `loss` is a name in `LOSSES` or such a function."""
-    teacher, text = wish.parts.teacher(), wish.parts.text_encoder()
-    source, target = text.condition(wish.source), text.condition(wish.target, negative)
+    teacher = setting.parts.teacher()
 
-    def edit(z: Tensor) -> Tensor:
+    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        table = PromptTable.of(setting.parts.text_encoder(), [*sources, *targets, *([negative] if negative else [])])
         *_, last = optimize_latent(
             teacher,
             z,
-            source,
-            target,
+            table.condition(sources),
+            table.condition(targets, negative),
             loss=loss,
             steps=steps,
             lr=lr,
             guidance=guidance,
             t_range=t_range,
-            seed=wish.seed,
+            seed=setting.seed,
         )
         return last.z
 
-    return _on_latents(wish, edit)
+    return _on_latents(setting, edit)
 
 
-def sdedit(wish: Wish, *, strength: float = 0.6, steps: int = 50, guidance: float = 7.5) -> Editor:
+def sdedit(setting: Setting, *, strength: float = 0.6, steps: int = 50, guidance: float = 7.5) -> Editor:
     """`sdedit_latent`; all pictures get the same noise, so that none depends on its company."""
-    teacher, target = wish.parts.teacher(), wish.parts.text_encoder().condition(wish.target)
+    teacher = setting.parts.teacher()
     settings = {"strength": strength, "steps": steps, "guidance": guidance}
 
-    def edit(z: Tensor) -> Tensor:
-        _, eps = draw(z.shape[1:], (0, 1), z.device, [(wish.seed, "sdedit")])
-        return sdedit_latent(teacher, wish.parts.ddim(), z, target, eps.expand_as(z), **settings)  # type: ignore[arg-type]
+    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        target = PromptTable.of(setting.parts.text_encoder(), targets).condition(targets)
+        _, eps = draw(z.shape[1:], (0, 1), z.device, [(setting.seed, "sdedit")])
+        return sdedit_latent(teacher, setting.parts.ddim(), z, target, eps.expand_as(z), **settings)  # type: ignore[arg-type]
 
-    return _on_latents(wish, edit)
+    return _on_latents(setting, edit)
 
 
-def ddim_inversion(wish: Wish, *, steps: int = 50, guidance: float = 7.5) -> Editor:
+def ddim_inversion(setting: Setting, *, steps: int = 50, guidance: float = 7.5) -> Editor:
     """`ddim_swap_latent`."""
-    teacher, text = wish.parts.teacher(), wish.parts.text_encoder()
-    source, target = text.condition(wish.source), text.condition(wish.target)
-    walks = wish.parts.ddim_inverse(), wish.parts.ddim()
-    return _on_latents(wish, lambda z: ddim_swap_latent(teacher, *walks, z, source, target, steps=steps, guidance=guidance))
+    teacher, walks = setting.parts.teacher(), (setting.parts.ddim_inverse(), setting.parts.ddim())
+
+    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        table = PromptTable.of(setting.parts.text_encoder(), [*sources, *targets])
+        prompts = table.condition(sources), table.condition(targets)
+        return ddim_swap_latent(teacher, *walks, z, *prompts, steps=steps, guidance=guidance)
+
+    return _on_latents(setting, edit)
 
 
-def translator(wish: Wish, *, ckpt: str, strength: float = 1.0) -> Editor:
-    """A trained translator, at the task whose target caption is the wish's.
+def translator(setting: Setting, *, ckpt: str, strength: float = 1.0) -> Editor:
+    """A trained translator, at the task whose target caption is the one wanted.
 
     Raises:
         ValueError: if it has no such task.
     """
-    network, card = load_translator(Path(ckpt), wish.parts)
-    tasks = [task for task in card.tasks.values() if task.target == wish.target]
-    if not tasks:
-        raise ValueError(f"{ckpt} has no task whose target is {wish.target!r}")
-    network.to(wish.parts.device)
-    text = wish.parts.text_encoder().embed(tasks[0].instruction)
+    network, card = load_translator(Path(ckpt), setting.parts)
+    network.to(setting.parts.device)
+    told = instructions(card, setting.targets)
+    table = PromptTable.of(setting.parts.text_encoder(), told.values())
 
-    @torch.no_grad()
-    def edit(z: Tensor) -> Tensor:
-        return network(z, text.expand(len(z), -1, -1), torch.full((len(z),), strength, device=z.device))
+    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        text = table.embed(told[target] for target in targets)
+        return translate_latents(network, z, text, strength)
 
-    return _on_latents(wish, edit)
+    return _on_latents(setting, edit)
+
+
+def instructions(card: TranslatorCard, targets: Sequence[str]) -> dict[str, str]:
+    """target caption -> what the translator is told.
+
+    Raises:
+        ValueError: if it has no task with one of `targets`.
+    """
+    known = {task.target: task.instruction for task in card.tasks.values()}
+    unknown = [target for target in targets if target not in known]
+    if unknown:
+        raise ValueError(f"no task whose target is {unknown[0]!r}; it knows {', '.join(map(repr, known))}")
+    return known
 
 
 EDITORS: dict[str, Callable[..., Editor]] = {
@@ -120,9 +136,9 @@ EDITORS: dict[str, Callable[..., Editor]] = {
 }
 
 
-def _on_latents(wish: Wish, edit: Callable[[Tensor], Tensor]) -> Editor:
-    codec = wish.parts.codec()
-    return lambda images: codec.decode(edit(codec.encode(images)), _size(images)).cpu()
+def _on_latents(setting: Setting, edit: Callable[[Tensor, Sequence[str], Sequence[str]], Tensor]) -> Editor:
+    codec = setting.parts.codec()
+    return lambda images, sources, targets: codec.decode(edit(codec.encode(images), sources, targets), _size(images)).cpu()
 
 
 def _size(images: Tensor) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from dds_train import hub
 from dds_train.distillation.noise import NoiseSchedule
 from dds_train.errors import UserError
 from dds_train.frozen.base import Frozen
@@ -126,7 +127,9 @@ class Pretrained:
         wanted = ["model_index.json", *(f"{part}/*" for part in parts)]
         unwanted = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*.non_ema.*"]
         try:
-            return Path(snapshot_download(self.path, allow_patterns=wanted, ignore_patterns=unwanted))
+            offline = not hub.reachable()
+            found = snapshot_download(self.path, allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=offline)
+            return Path(found)
         except Exception as error:  # whatever the hub's client raises when it cannot deliver
             raise UserError(
                 f"teacher.path={self.path} is not on this disk and the hub did not deliver it ({type(error).__name__}); "

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
+from dds_train import hub
 from dds_train.errors import UserError
 
 
@@ -18,10 +19,11 @@ class Clip:
     """
 
     def __init__(self, path: str, device: str = "cpu") -> None:
+        offline = not hub.reachable()
         try:
-            self.model = CLIPModel.from_pretrained(path).eval().requires_grad_(False).to(device)
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            processor = CLIPImageProcessor.from_pretrained(path)
+            self.model = CLIPModel.from_pretrained(path, local_files_only=offline).eval().requires_grad_(False).to(device)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+            processor = CLIPImageProcessor.from_pretrained(path, local_files_only=offline)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"CLIP model {path}: not on this disk, and no hub delivered it; download it where there is a network "

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from transformers import ViTModel
 
+from dds_train import hub
 from dds_train.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -18,13 +19,18 @@ class Lpips:
 
     Args:
         net: the backbone: squeeze (PIE-Bench), alex or vgg.
+        hub_dir: torch hub's folder, whose checkpoints/ holds torchvision's weights; by default ~/.cache/torch/hub.
 
     Raises:
         UserError: if the backbone's weights are neither on this disk nor delivered.
     """
 
-    def __init__(self, net: str = "squeeze", device: str = "cpu") -> None:
+    def __init__(self, net: str = "squeeze", device: str = "cpu", hub_dir: str | None = None) -> None:
+        if net not in TORCHVISION:
+            raise UserError(f"LPIPS ({net}): there are {', '.join(TORCHVISION)}")
+        usual = torch.hub.get_dir()
         try:
+            torch.hub.set_dir(hub_dir or usual)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torchvision's, of how it is called
                 metric = LearnedPerceptualImagePatchSimilarity(net_type=net)  # type: ignore[arg-type]
@@ -32,13 +38,17 @@ class Lpips:
             raise UserError(
                 f"LPIPS ({net}): torchvision's weights are not on this disk and were not delivered; where there is a network, "
                 f"run python -c \"import torchvision; torchvision.models.{TORCHVISION[net]}(weights='DEFAULT')\" and copy "
-                "~/.cache/torch/hub/checkpoints here"
+                "~/.cache/torch/hub here, or give lpips.hub_dir=FOLDER"
             ) from error
+        finally:
+            torch.hub.set_dir(usual)
         self.net, self.device = metric.net.to(device).eval(), device
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """[B,3,H,W] in [-1,1], twice -> [B]."""
+        """[B,3,H,W] in [-1,1], twice -> [B]. NaN below 31 pixels, of which too little reaches the last layer."""
+        if min(a.shape[-2:]) < 31:
+            return torch.full((len(a),), torch.nan, dtype=torch.float64)
         return self.net(a.float().to(self.device), b.float().to(self.device)).view(len(a)).double().cpu()
 
 
@@ -58,7 +68,8 @@ class Structure:
 
     def __init__(self, path: str = "facebook/dino-vitb8", device: str = "cpu") -> None:
         try:
-            self.model = ViTModel.from_pretrained(path, add_pooling_layer=False).eval().requires_grad_(False).to(device)
+            model = ViTModel.from_pretrained(path, add_pooling_layer=False, local_files_only=not hub.reachable())
+            self.model = model.eval().requires_grad_(False).to(device)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"structure distance: {path} is not on this disk, and no hub delivered it; download it where there is a "

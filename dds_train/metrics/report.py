@@ -1,4 +1,4 @@
-"""One page that says at once which editor to use: a table, the trade-off between keeping and changing, and pictures."""
+"""One page that says at once which editor to use: a verdict, a table, what is kept against what is changed, and pictures."""
 
 import base64
 import html
@@ -12,10 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from dds_train.metrics.scores import BETTER
+from dds_train.metrics.plot import Point, scatter
+from dds_train.metrics.scores import MEANINGS, meaning
+from dds_train.metrics.verdict import REFERENCES, Summary, Verdict, judge
 
-Summary = Mapping[str, Mapping[str, Mapping[str, float]]]  # editor -> score -> {"mean", "count", "nan"}
 SIDE = 112  # pixels of a thumbnail
+ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 
 @dataclass(frozen=True)
@@ -23,135 +25,196 @@ class Shown:
     """A row of the gallery."""
 
     name: str
-    image: Tensor  # [1,3,H,W] in [-1,1]
-    truth: Tensor | None
+    words: str  # the sentences, where they differ from picture to picture
+    load: Callable[[], tuple[Tensor, Tensor | None]]  # input and, if known, truth, each [3,H,W] in [-1,1]
     scores: Mapping[str, Mapping[str, float]]  # by editor
 
 
-def write_report(
-    folder: Path,
-    summary: Summary,
-    rows: Sequence[Shown],
-    picture: Callable[[str, str], Path],
-    left_out: Sequence[str],
-    title: str,
-    most: int = 48,
-) -> None:
-    """report.html in `folder`, with everything inside it. `picture` says where an editor's result for an image lies."""
-    judged = next(
-        (name for name in ("gap closed", "CLIP direction", "CLIP target") if any(name in s for s in summary.values())), None
-    )
-    first = ranked(summary, judged)
-    best = first[0] if first else None
-    ordered = sorted(rows, key=lambda row: -score_of(row, best, judged)) if best and judged else list(rows)
-    if len(ordered) > most:  # from best to worst, evenly
-        ordered = [ordered[round(i * (len(ordered) - 1) / (most - 1))] for i in range(most)]
-    verdict = "Nothing here measures the change itself; give a CLIP model to rank editors."
-    if best and judged:
-        mean = summary[best][judged]["mean"]
-        verdict = f"Use <b>{html.escape(best)}</b>: the highest {judged} ({mean:.3f}) of all editors."
-    notes = "".join(f"<p class=note>Left out: {html.escape(line)}</p>" for line in left_out)
-    order = f", from best to worst by {html.escape(best)}" if best else ""
-    body = f"""<h1>{html.escape(title)}</h1><p class=verdict>{verdict}</p>{table(summary)}{notes}
-{trade_off(summary, judged) if judged else ""}
-<h2>Pictures{order}</h2>{gallery(ordered, list(summary), picture, judged)}"""
-    (folder / "report.html").write_text(f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>{STYLE}{body}")
+@dataclass(frozen=True)
+class Report:
+    title: str
+    what: str  # pictures and teacher, in a line
+    summary: Summary
+    curves: Sequence[Sequence[str]]  # editors that are one with its dial turned, in that order
+    rows: Sequence[Shown]
+    picture: Callable[[str, str], Path]  # where an editor's result for a picture lies
+    left_out: Sequence[str] = ()  # scores that could not be had
+
+
+def write_report(folder: Path, report: Report, most: int = 48) -> None:
+    """report.html in `folder`, with everything inside it; the gallery has at most so many rows."""
+    per_image = {editor: [row.scores[editor] for row in report.rows] for editor in report.summary}
+    verdict = judge(report.summary, per_image)
+    title = html.escape(report.title)
+    body = f"""<h1>{title}</h1>
+<p class=note>{html.escape(report.what)}</p>
+{verdict_box(verdict)}
+{table(report.summary)}
+{left_out(report.left_out)}
+{trade_off(report, verdict)}
+{gallery(report, verdict, most)}
+{legend(report.summary)}"""
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>{STYLE}<body>{body}</body></html>"
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 STYLE = """<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse }
-td, th { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em; color: #222; background: #fff }
+h1 { margin-bottom: 0 }
+h2 { margin-top: 1.6em }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th { vertical-align: bottom; white-space: normal; font-weight: 600 }
+td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: inherit }
+tr { background: #fff }
+tr.reference { color: #777; font-style: italic }
+tr.chosen td:first-child { font-weight: bold }
 .scroll { overflow-x: auto }
-.best { font-weight: bold; background: #e8f4e8 }
-.verdict { font-size: 1.2em }
-.note { color: #777; font-size: .85em }
-.gallery td { text-align: center; font-size: .8em }
+.best { font-weight: bold; background: #e3f3e3 }
+.error { color: #999; font-size: .8em }
+.verdict { border-left: 5px solid #2a7a2a; background: #f2f8f2; padding: .6em 1em; margin: 1em 0 }
+.verdict p { margin: .2em 0 }
+.verdict .use { font-size: 1.4em }
+.note { color: #777; font-size: .85em; margin: .3em 0 }
+.gallery td, .gallery th { text-align: center; font-size: .8em; vertical-align: top; padding: .25em }
+.gallery td:first-child { max-width: 14em; white-space: normal }
+dt { font-weight: 600 }
+dd { margin: 0 0 .4em 1.5em }
 </style>"""
 
 
-def ranked(summary: Summary, judged: str | None) -> list[str]:
-    """Editors, best first; not those that are there to compare with."""
-    named = [name for name, scores in summary.items() if judged in scores and name not in ("nothing", "codec")]
-    return sorted(named, key=lambda name: -summary[name][judged]["mean"]) if judged else []
+def verdict_box(verdict: Verdict) -> str:
+    if verdict.best is None:
+        return f"<div class=verdict><p>{html.escape(verdict.why)}</p></div>"
+    lines = [f"<p class=use>Use <b>{html.escape(verdict.best)}</b>.</p>", f"<p>{html.escape(verdict.why)}</p>"]
+    others = [name for name in verdict.front if name != verdict.best]
+    if others and verdict.kept:
+        line = f"Also worth a look, since none both edits better and keeps more ({verdict.kept}): {', '.join(others)}."
+        lines.append(f"<p>{html.escape(line)}</p>")
+    return f"<div class=verdict>{''.join(lines)}</div>"
 
 
-def score_of(row: Shown, editor: str | None, judged: str | None) -> float:
-    value = row.scores.get(editor or "", {}).get(judged or "", math.nan)
-    return -math.inf if math.isnan(value) else value
+def best_values(summary: Summary, names: Sequence[str]) -> dict[str, float]:
+    """Of each score; not of the references: doing nothing is best at keeping, and the truth at everything."""
+    best = {}
+    for name in names:
+        means = [scores[name]["mean"] for editor, scores in summary.items() if editor not in REFERENCES and name in scores]
+        good = [mean for mean in means if not math.isnan(mean)]
+        if good and meaning(name).better:
+            best[name] = max(good, key=lambda mean: meaning(name).better * mean)
+    return best
 
 
 def table(summary: Summary) -> str:
-    names = list(dict.fromkeys(name for scores in summary.values() for name in scores))
-    best = {}
-    for name in names:
-        # Doing nothing is best at keeping, and the truth at everything: neither is an editor.
-        means = {e: s[name]["mean"] for e, s in summary.items() if name in s and e not in ("nothing", "codec")}
-        good = {e: v for e, v in means.items() if not math.isnan(v)}
-        if good and name in BETTER:
-            best[name] = max(good.values(), key=lambda value: BETTER[name] * value)
-    head = "".join(f"<th>{html.escape(name)}{ {1: ' ↑', -1: ' ↓'}.get(BETTER.get(name, 0), '') }</th>" for name in names)
+    names = score_names(summary)
+    best = best_values(summary, names)
+    heads = (
+        f"<th title='{html.escape(meaning(name).text, quote=True)}'>{html.escape(name)}{ARROWS[meaning(name).better]}</th>"
+        for name in names
+    )
     lines = []
     for editor, scores in summary.items():
+        reference = editor in REFERENCES
         cells = []
         for name in names:
             if name not in scores:
                 cells.append("<td></td>")
                 continue
-            mean, nan = scores[name]["mean"], int(scores[name]["nan"])
-            mark = " class=best" if editor not in ("nothing", "codec") and mean == best.get(name) else ""
-            cells.append(f"<td{mark}>{mean:.3f}{f' ({nan} NaN)' if nan else ''}</td>")
-        lines.append(f"<tr><td>{html.escape(editor)}</td>{''.join(cells)}</tr>")
-    return f"<div class=scroll><table><tr><th>editor</th>{head}</tr>{''.join(lines)}</table></div>"
+            mean, error, nan = scores[name]["mean"], scores[name].get("error", math.nan), int(scores[name]["nan"])
+            mark = " class=best" if not reference and mean == best.get(name) else ""
+            spread = f" <span class=error>±{number(error)}</span>" if math.isfinite(error) and error > 0 else ""
+            cells.append(f"<td{mark}>{number(mean)}{spread}{f' ({nan} NaN)' if nan else ''}</td>")
+        lines.append(f"<tr{' class=reference' if reference else ''}><td>{html.escape(editor)}</td>{''.join(cells)}</tr>")
+    return f"""<div class=scroll><table><tr><th>editor</th>{"".join(heads)}</tr>{"".join(lines)}</table></div>
+<p class=note>Means over the pictures, ± one standard error. ↑ more is better, ↓ less is better; the best editor of each column
+is marked. In italics: doing nothing, and what the codec alone costs (of the true edit, where it is known).</p>"""
 
 
-def trade_off(summary: Summary, judged: str) -> str:
-    """A plot of how much is kept (to the right) against how well the edit was made (upwards)."""
-    kept = next((name for name in ("background PSNR", "PSNR outside", "PSNR") if any(name in s for s in summary.values())), "")
-    both = {editor: s for editor, s in summary.items() if kept in s and judged in s}
-    points = {editor: (s[kept]["mean"], s[judged]["mean"]) for editor, s in both.items()}
-    points = {editor: point for editor, point in points.items() if all(map(math.isfinite, point))}
-    if len(points) < 2:
+def score_names(summary: Summary) -> list[str]:
+    """What edits cost comes last, as it does among the meanings."""
+    found = dict.fromkeys(name for scores in summary.values() for name in scores)
+    return sorted(found, key=lambda name: list(MEANINGS.values()).index(meaning(name)))
+
+
+def left_out(lines: Sequence[str]) -> str:
+    if not lines:
         return ""
-    width, height, pad = 640, 360, 50
-    xs, ys = zip(*points.values(), strict=True)
-
-    def place(value: float, values: Sequence[float], length: int) -> float:
-        low, high = min(values), max(values)
-        return pad + (value - low) / ((high - low) or 1) * (length - 2 * pad)
-
-    dots = []
-    for editor, (x, y) in points.items():
-        across, down = place(x, xs, width), height - place(y, ys, height)
-        dots.append(f"<circle cx={across:.1f} cy={down:.1f} r=5 fill='#369'/>")
-        dots.append(f"<text x={across + 8:.1f} y={down + 4:.1f}>{html.escape(editor)}</text>")
-    right = f"{kept} ({min(xs):.1f} to {max(xs):.1f}): more is kept →"
-    up = f"{judged} ({min(ys):.2f} to {max(ys):.2f}): a better edit →"
-    return f"""<h2>Keeping against changing</h2><svg width={width + 120} height={height} font-family=system-ui font-size=12>
-<path d="M{pad - 15} 10 V{height - pad + 15} H{width}" fill=none stroke="#999"/>{"".join(dots)}
-<text x={width / 2} y={height - 8} text-anchor=middle>{right}</text>
-<text transform="translate(14 {height / 2}) rotate(-90)" text-anchor=middle>{up}</text>
-</svg>"""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    summary = f"<summary>{len(lines)} left out for want of their networks: how to get them</summary>"
+    return f"<details class=note>{summary}<ul>{items}</ul></details>"
 
 
-def gallery(rows: Sequence[Shown], editors: Sequence[str], picture: Callable[[str, str], Path], judged: str | None) -> str:
-    truth = any(row.truth is not None for row in rows)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "input", *(["truth"] if truth else []), *editors))
+def number(value: float) -> str:
+    """Three digits that count."""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "-∞"}.get(value, "NaN")
+    if abs(value) < 1e-9:
+        return "0"
+    digits = max(0, min(5, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:,.{digits}f}"
+
+
+def trade_off(report: Report, verdict: Verdict) -> str:
+    """How much is kept (to the right) against how well the edit was made (upwards)."""
+    if verdict.changed is None or verdict.kept is None:
+        return ""
+    points = []
+    for editor, scores in report.summary.items():
+        if editor == "codec" or verdict.kept not in scores:
+            continue
+        # Doing nothing is in no direction.
+        nothing = editor == "nothing"
+        changed = 0.0 if nothing else scores[verdict.changed]["mean"]
+        points.append(Point(editor, scores[verdict.kept]["mean"], changed, nothing))
+    flip = meaning(verdict.kept).better < 0
+    across, up = f"{verdict.kept} ({'less' if flip else 'more'} is kept better) →", f"{verdict.changed} →"
+    return f"<h2>Keeping against changing</h2>{scatter(points, report.curves, across, up, flip)}"
+
+
+def gallery(report: Report, verdict: Verdict, most: int) -> str:
+    """Rows from best to worst."""
+
+    def key(row: Shown) -> float:
+        found = row.scores.get(verdict.best or "", {}).get(verdict.changed or "", math.nan)
+        return math.inf if math.isnan(found) else -found
+
+    ordered = sorted(report.rows, key=key) if verdict.best else list(report.rows)
+    if len(ordered) > most:  # from best to worst, evenly
+        ordered = [ordered[round(i * (len(ordered) - 1) / (most - 1))] for i in range(most)]
+    loaded = [row.load() for row in ordered]
+    truths = any(truth is not None for _, truth in loaded)
+    columns = ["", "input", *(["truth"] if truths else []), *report.summary]
     lines = []
-    for row in rows:
-        cells = [thumbnail(to_pil_image((row.image[0].clamp(-1, 1) + 1) / 2))]
-        if truth:
-            cells.append("" if row.truth is None else thumbnail(to_pil_image((row.truth[0].clamp(-1, 1) + 1) / 2)))
-        for editor in editors:
-            value = row.scores.get(editor, {}).get(judged or "", math.nan)
-            with Image.open(picture(editor, row.name)) as image:
-                cells.append(thumbnail(image) + ("" if math.isnan(value) else f"<br>{value:.2f}"))
-        lines.append(f"<tr><td>{html.escape(row.name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f"<div class=scroll><table class=gallery><tr>{head}</tr>{''.join(lines)}</table></div>"
+    for row, (image, truth) in zip(ordered, loaded, strict=True):
+        cells = [thumbnail(as_pil(image))]
+        if truths:
+            cells.append("" if truth is None else thumbnail(as_pil(truth)))
+        for editor in report.summary:
+            found = row.scores[editor].get(verdict.changed or "", math.nan)
+            with Image.open(report.picture(editor, row.name)) as file:
+                cells.append(thumbnail(file) + ("" if math.isnan(found) else f"<br>{found:.2f}"))
+        words = f"<br><span class=note>{html.escape(row.words)}</span>" if row.words else ""
+        lines.append(f"<tr><td>{html.escape(row.name)}{words}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    order = f", from best to worst by {verdict.best}" if verdict.best else ""
+    under = f" Under each picture: {verdict.changed}." if verdict.changed else ""
+    some = f" {len(ordered)} of {len(report.rows)} are shown." if len(ordered) < len(report.rows) else ""
+    return f"""<h2>Pictures{html.escape(order)}</h2><p class=note>{html.escape(under + some)}</p>
+<div class=scroll><table class=gallery><tr>{head}</tr>{"".join(lines)}</table></div>"""
+
+
+def legend(summary: Summary) -> str:
+    words = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(meaning(name).text)}</dd>" for name in score_names(summary))
+    return f"<h2>What the scores say</h2><dl>{words}</dl>"
+
+
+def as_pil(image: Tensor) -> Image.Image:
+    return to_pil_image((image.clamp(-1, 1) + 1) / 2)
 
 
 def thumbnail(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    ImageOps.contain(image.convert("RGB"), (SIDE, SIDE)).save(buffer, "JPEG", quality=88)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    small = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE))
+    small.save(buffer, "JPEG", quality=88)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img width={small.width} height={small.height} src="data:image/jpeg;base64,{content}">'

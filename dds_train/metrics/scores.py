@@ -1,10 +1,11 @@
-"""The scores of one edit, and their means over many."""
+"""The scores of an edit, what each says, and their means over many."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dds_train.critters.world import Critter
@@ -29,82 +30,185 @@ class Case:
     change: Mapping[str, Any] | None = None  # of the critter
 
 
-Score = Callable[[Case, Tensor], dict[str, float]]  # of an output [1,3,H,W]; what does not apply is left out
-# Whether more is better; what is not here is neither.
-BETTER = {
-    "gap closed": 1, "right": 1, "fur": 1, "backdrop": 1, "accessories": 1, "background PSNR": 1, "PSNR": 1, "SSIM": 1,
-    "PSNR outside": 1, "SSIM outside": 1, "MSE outside": -1, "LPIPS squeeze": -1, "LPIPS alex": -1, "structure": -1,
-    "CLIP target": 1, "CLIP direction": 1, "CLIP target - source": 1, "s / image": -1,
-}  # fmt: skip
+@dataclass(frozen=True)
+class Score:
+    """Some scores that are measured together, of cases of one size and results [B,3,H,W]: each becomes [B]."""
+
+    names: tuple[str, ...]
+    measure: Callable[[Sequence[Case], Tensor], Mapping[str, Tensor]]
+    applies: Callable[[Case], bool] = lambda case: True
 
 
-def pixel_scores(case: Case, output: Tensor) -> dict[str, float]:
-    found = {"PSNR": psnr(output, case.image).item(), "SSIM": ssim(output, case.image).item()}
-    if case.mask is not None and (case.mask > 0.5).all():  # there is no outside
-        return {**found, "PSNR outside": math.nan, "SSIM outside": math.nan, "MSE outside": math.nan}
-    if case.mask is not None:
-        a, b = outside(output, case.mask), outside(case.image, case.mask)
-        found |= {"PSNR outside": psnr(a, b).item(), "SSIM outside": ssim(a, b).item(), "MSE outside": mse(a, b).item()}
-    return found
+@dataclass(frozen=True)
+class Meaning:
+    better: int  # 1: more is better, -1: less is, 0: neither
+    text: str
 
 
-def critter_scores(case: Case, output: Tensor) -> dict[str, float]:
-    if case.critter is None or case.change is None:
-        return {}
-    found = asdict(score_edit(output, [case.critter], case.change))
-    names = {"species": "right", "gap_closed": "gap closed", "background_psnr": "background PSNR"}
-    return {names.get(key, key): value for key, value in found.items()}
+MEANINGS = {
+    "gap closed": Meaning(1, "1 - mse(result, truth) / mse(input, truth): 0 for doing nothing, 1 for the true edit"),
+    "right": Meaning(1, "share of results that read as what was wanted, by the nearest exact render"),
+    "fur": Meaning(1, "share of results with the right fur"),
+    "backdrop": Meaning(1, "share of results with the right backdrop"),
+    "accessories": Meaning(1, "share of results with glasses and hat as they should be"),
+    "background PSNR": Meaning(1, "in dB, where no edit belongs; infinite if nothing changed there"),
+    "PSNR to truth": Meaning(1, "in dB, against the true edit"),
+    "PSNR": Meaning(1, "in dB, against the input"),
+    "SSIM": Meaning(1, "structural similarity to the input, at most 1"),
+    "LPIPS": Meaning(-1, "perceptual distance from the input, by the network named; 0 if equal"),
+    "structure": Meaning(-1, "squared difference of the self-similarities of a ViT's keys (PIE-Bench prints it times 1000)"),
+    "MSE": Meaning(-1, "squared difference from the input, of pixels in [0, 1]"),
+    "CLIP target": Meaning(1, "cosine of the result with the target sentence (PIE-Bench prints it times 100)"),
+    "CLIP direction": Meaning(1, "cosine between how the picture moved and how the sentence did"),
+    "CLIP target - source": Meaning(1, "how much nearer to the target's sentence than to the source's"),
+    "FID": Meaning(-1, "clean-FID: Frechet distance of all results from the pictures of the target; wants thousands of both"),
+    "KID": Meaning(-1, "kernel distance of the same features, unbiased for few pictures"),
+    "diversity": Meaning(0, "spread of the results over spread of the inputs; near 0 all results are alike"),
+    "s / image": Meaning(-1, "seconds for each picture, loading aside"),
+    "peak MiB": Meaning(-1, "memory in use at most while editing, with all that was loaded for it"),
+}
 
 
-def clip_scores(clip: Clip) -> Score:
-    def score(case: Case, output: Tensor) -> dict[str, float]:
-        target, source = (clip.similarity(output, [text])[0] for text in (case.target, case.source))
-        direction = clip.direction(case.image, output, [case.source], [case.target]).item()
-        return {"CLIP target": target, "CLIP direction": direction, "CLIP target - source": target - source}
-
-    return score
+def meaning(name: str) -> Meaning:
+    """ "LPIPS alex outside" is that of "LPIPS": outside or inside of the mask."""
+    return MEANINGS[max((known for known in MEANINGS if name.startswith(known)), key=len)]
 
 
-def build_scores(lpips: Sequence[str], clip: str | None, structure: str | None, device: str) -> tuple[list[Score], list[str]]:
+# ---------------------------------------------------------------- each score
+
+
+def has_mask(case: Case) -> bool:
+    return case.mask is not None
+
+
+def masks_of(cases: Sequence[Case]) -> Tensor:
+    return torch.cat([case.mask for case in cases if case.mask is not None])
+
+
+def inputs_of(cases: Sequence[Case]) -> Tensor:
+    return torch.cat([case.image for case in cases])
+
+
+def everywhere(name: str, distance: Callable[[Tensor, Tensor], Tensor]) -> Score:
+    """Between result and input."""
+    return Score((name,), lambda cases, outputs: {name: distance(outputs, inputs_of(cases))})
+
+
+def background(name: str, distance: Callable[[Tensor, Tensor], Tensor]) -> Score:
+    """The same outside the masks; NaN where the mask is everywhere."""
+
+    def measure(cases: Sequence[Case], outputs: Tensor) -> dict[str, Tensor]:
+        masks = masks_of(cases)
+        found = distance(outside(outputs, masks), outside(inputs_of(cases), masks))
+        return {f"{name} outside": torch.where((masks > 0.5).all(dim=(1, 2, 3)), torch.nan, found)}
+
+    return Score((f"{name} outside",), measure, has_mask)
+
+
+def critter_scores() -> Score:
+    names = {
+        "gap_closed": "gap closed",
+        "species": "right",
+        "fur": "fur",
+        "backdrop": "backdrop",
+        "accessories": "accessories",
+        "background_psnr": "background PSNR",
+    }
+
+    def measure(cases: Sequence[Case], outputs: Tensor) -> dict[str, Tensor]:
+        rows = []
+        for case, output in zip(cases, outputs.split(1), strict=True):
+            assert case.critter is not None
+            assert case.change is not None
+            rows.append(asdict(score_edit(output, [case.critter], case.change)))
+        return {name: torch.tensor([row[key] for row in rows], dtype=torch.float64) for key, name in names.items()}
+
+    return Score(tuple(names.values()), measure, lambda case: case.critter is not None)
+
+
+def truth_scores() -> Score:
+    """Where the true edit is a picture, and not a critter."""
+
+    def measure(cases: Sequence[Case], outputs: Tensor) -> dict[str, Tensor]:
+        truths = torch.cat([case.truth for case in cases if case.truth is not None])
+        gap = mse(inputs_of(cases), truths)
+        closed = torch.where(gap > 0, 1 - mse(outputs, truths) / gap, torch.nan)
+        return {"gap closed": closed, "PSNR to truth": psnr(outputs, truths)}
+
+    return Score(("gap closed", "PSNR to truth"), measure, lambda case: case.truth is not None and case.critter is None)
+
+
+def clip_scores(clip: Clip) -> list[Score]:
+    def measure(cases: Sequence[Case], outputs: Tensor) -> dict[str, Tensor]:
+        sources, targets = [case.source for case in cases], [case.target for case in cases]
+        after = clip.images(outputs)
+        target = (after * clip.texts(targets)).sum(-1)
+        return {
+            "CLIP target": target,
+            "CLIP direction": clip.direction(inputs_of(cases), outputs, sources, targets),
+            "CLIP target - source": target - (after * clip.texts(sources)).sum(-1),
+        }
+
+    def inside(cases: Sequence[Case], outputs: Tensor) -> dict[str, Tensor]:
+        edited = outside(outputs, 1 - masks_of(cases))
+        return {"CLIP target inside": torch.tensor(clip.similarity(edited, [case.target for case in cases]))}
+
+    return [
+        Score(("CLIP target", "CLIP direction", "CLIP target - source"), measure),
+        Score(("CLIP target inside",), inside, has_mask),
+    ]
+
+
+def build_scores(
+    lpips: Sequence[str], clip: str | None, structure: str | None, device: str, hub_dir: str | None = None
+) -> tuple[list[Score], list[str]]:
     """The scores that can be had, and a line for each that cannot.
 
     Args:
         lpips: backbones: squeeze, alex, vgg.
         clip, structure: folders or hub ids; None leaves the score out without a word.
+        hub_dir: torch hub's folder, in which LPIPS looks for its backbones; by default ~/.cache/torch/hub.
     """
-    scores: list[Score] = [critter_scores, pixel_scores]
+    scores = [critter_scores(), truth_scores(), everywhere("PSNR", psnr), everywhere("SSIM", ssim)]
+    scores += [background(name, distance) for name, distance in (("PSNR", psnr), ("SSIM", ssim), ("MSE", mse))]
     left_out: list[str] = []
 
-    def attempt(make: Callable[[], Score]) -> None:
+    def attempt(make: Callable[[], list[Score]]) -> None:
         try:
-            scores.append(make())
+            scores.extend(make())
         except UserError as error:
             left_out.append(str(error))
 
-    def lpips_score(net: str) -> Score:
-        metric = Lpips(net, device)
-        return lambda case, output: {f"LPIPS {net}": metric(output, case.image).item()}
-
-    def structure_score(path: str) -> Score:
-        metric = Structure(path, device)
-        return lambda case, output: {"structure": metric(output, case.image).item()}
+    def lpips_scores(net: str) -> list[Score]:
+        metric = Lpips(net, device, hub_dir)
+        return [everywhere(f"LPIPS {net}", metric), background(f"LPIPS {net}", metric)]
 
     for net in lpips:
-        attempt(lambda net=net: lpips_score(net))  # type: ignore[misc]
+        attempt(lambda net=net: lpips_scores(net))  # type: ignore[misc]
+    if structure is not None:
+        attempt(lambda: [everywhere("structure", Structure(structure, device))])
     if clip is not None:
         attempt(lambda: clip_scores(Clip(clip, device)))
-    if structure is not None:
-        attempt(lambda: structure_score(structure))
     return scores, left_out
 
 
-def means(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each score: {"mean", "count", "nan"}. NaNs are counted and left out of the mean; infinities stay in."""
+# ---------------------------------------------------------------- means
+
+Mean = Mapping[str, float]  # {"mean", "error", "count", "nan"}
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
+    """Of each score its mean, the standard error of that, and how many values are numbers, and how many NaN. NaNs are left out
+    of the mean; infinities stay in, and leave no error."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    summary = {}
+    summary: dict[str, Mean] = {}
     for name in names:
         values = [row[name] for row in rows if name in row]
         good = [value for value in values if not math.isnan(value)]
-        mean = math.fsum(good) / len(good) if good and not any(map(math.isinf, good)) else (math.inf if good else math.nan)
-        summary[name] = {"mean": mean, "count": len(good), "nan": len(values) - len(good)}
+        finite = good and not any(map(math.isinf, good))
+        mean = math.fsum(good) / len(good) if finite else sum(good) if good else math.nan
+        error = math.nan
+        if finite and len(good) > 1:
+            error = math.sqrt(math.fsum((value - mean) ** 2 for value in good) / (len(good) - 1) / len(good))
+        summary[name] = {"mean": mean, "error": error, "count": len(good), "nan": len(values) - len(good)}
     return summary

@@ -1,7 +1,7 @@
 """The network that is trained, and how it is saved and loaded."""
 
 from dds_train.translator.checkpoint import TranslatorCard, export_translator, load_translator, read_card, read_weights
-from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator
+from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator, translate_latents
 from dds_train.translator.lora import LoRATranslator
 from dds_train.translator.task import Task, all_prompts, tasks_from
 from dds_train.translator.teacher_init import TeacherInitTranslator
@@ -22,4 +22,5 @@ __all__ = [
     "read_card",
     "read_weights",
     "tasks_from",
+    "translate_latents",
 ]

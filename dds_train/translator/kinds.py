@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -27,6 +28,13 @@ class TranslatorNetwork(Protocol):
         ...
 
     def enable_gradient_checkpointing(self) -> None: ...
+
+
+@torch.no_grad()
+def translate_latents(network: TranslatorNetwork, z: Tensor, text: Tensor, strength: float = 1.0) -> Tensor:
+    """One pass for scaled latents [B,C,h,w] under instructions [B,L,D] or [1,L,D]; on a GPU in half precision."""
+    with torch.autocast("cuda", dtype=torch.float16, enabled=z.is_cuda):
+        return network(z, text.expand(len(z), -1, -1), torch.full((len(z),), strength, device=z.device))
 
 
 Base = Callable[[], UNet2DConditionModel]  # delivers the teacher's UNet; called only by the kinds that need it

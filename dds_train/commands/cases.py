@@ -1,0 +1,133 @@
+"""What editors are measured on: critters, the user's pictures, a list of edits, PIE-Bench."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dds_train.commands.inputs import find_pictures, read_picture, sha256
+from dds_train.critters.captions import full_caption
+from dds_train.critters.dataset import to_tensor
+from dds_train.critters.world import Critter, critter
+from dds_train.data.images import read_mask, rounded
+from dds_train.data.manifest import is_manifest, read_manifest
+from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
+from dds_train.errors import UserError
+from dds_train.metrics.scores import Case
+
+FIRST = 20_000_000  # critters that neither teachers nor translators have seen
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case that is read when it is needed: thousands of pictures do not fit into memory."""
+
+    name: str
+    size: tuple[int, int]  # (H, W)
+    source: str
+    target: str
+    identity: Any  # changes with anything that results depend on; plain data
+    load: Callable[[], Case]
+
+
+def draw_critters(cfg: DictConfig) -> tuple[list[Critter], list[Critter], dict[str, Any]]:
+    """`cfg.critters` unseen ones, their exact truths, and what these change."""
+    given, change = (OmegaConf.to_container(part, resolve=True) for part in (cfg.given, cfg.change))
+    try:
+        sources = [critter(FIRST + number, **given) for number in range(cfg.critters)]  # type: ignore[arg-type]
+        targets = [source.replaced(**change) for source in sources]  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"given and change: {error}") from error
+    if any(source == target for source, target in zip(sources, targets, strict=True)):
+        raise UserError(f"change={change}: some critters are so already; say so in given, such as given.species=cat")
+    return sources, targets, change  # type: ignore[return-value]
+
+
+def find_entries(cfg: DictConfig) -> list[Entry]:
+    """`cfg` is that of evaluate. Every picture is read once, so that one that cannot be is named before any work is done."""
+    if cfg.image is None:
+        return critter_entries(cfg)
+    return pie_bench_entries(cfg) if is_pie_bench(cfg.image) else picture_entries(cfg)
+
+
+def critter_entries(cfg: DictConfig) -> list[Entry]:
+    sources, truths, change = draw_critters(cfg)
+
+    def entry(number: int, source: Critter, truth: Critter) -> Entry:
+        name = f"{number:04d} {full_caption(source).removeprefix('a photo of ')}"
+
+        def load() -> Case:
+            before, after = to_tensor(source)[None], to_tensor(truth)[None]
+            return Case(name, before, cfg.source, cfg.target, truth=after, critter=source, change=change)
+
+        size = to_tensor(source).shape[-2], to_tensor(source).shape[-1]
+        return Entry(name, size, cfg.source, cfg.target, [asdict(source), asdict(truth), cfg.source, cfg.target], load)
+
+    return [entry(number, *both) for number, both in enumerate(zip(sources, truths, strict=True))]
+
+
+def picture_entries(cfg: DictConfig) -> list[Entry]:
+    """The user's pictures, with the sentences, masks and truths that a list may have for each."""
+    if not is_manifest(cfg.image):
+        found = find_pictures(cfg.image, cfg.output_dir)
+        return [picture_entry(cfg, name, path, cfg.source, cfg.target) for name, path in found]
+    entries = []
+    for number, one in enumerate(read_manifest(cfg.image)):
+        targets = one.target or (cfg.target,)
+        for which, target in enumerate(targets):
+            name = f"{number:04d} {one.image.stem}" + (f" {which}" if len(targets) > 1 else "")
+            mask = Path(one.mask) if one.mask not in (None, "auto") else None
+            truth = Path(one.truth) if one.truth else None
+            if truth and len(targets) > 1:
+                raise UserError(
+                    f"image={cfg.image}: {one.image.name} has one truth and {len(targets)} targets; give a line to each"
+                )
+            entries.append(picture_entry(cfg, name, one.image, one.source or cfg.source, target, mask, truth))
+    return entries
+
+
+def picture_entry(
+    cfg: DictConfig, name: str, path: Path, source: str, target: str, mask: Path | None = None, truth: Path | None = None
+) -> Entry:
+    def image_of(file: Path) -> Tensor:
+        return rounded(read_picture(file, cfg.max_side).image)  # as a result is, which goes through a file
+
+    def load() -> Case:
+        image = image_of(path)
+        size = image.shape[-2], image.shape[-1]
+        true = image_of(truth) if truth else None
+        if true is not None and true.shape != image.shape:
+            raise UserError(f"{truth}: is {true.shape[-1]} x {true.shape[-2]}, and {path} is {size[1]} x {size[0]}")
+        return Case(name, image, source, target, read_mask(mask, size)[None].round() if mask else None, true)
+
+    image = load().image
+    files = [sha256(file) for file in (path, mask, truth) if file]
+    return Entry(name, (image.shape[-2], image.shape[-1]), source, target, [files, source, target], load)
+
+
+def pie_bench_entries(cfg: DictConfig) -> list[Entry]:
+    entries = []
+    for one in read_pie_bench(cfg.image):
+        plain = picture_entry(cfg, one.name, one.image, one.source, one.target)
+        if plain.size != tuple(one.mask.shape[-2:]):
+            raise UserError(
+                f"{one.image}: is {plain.size[1]} x {plain.size[0]}; masks of PIE-Bench fit 512 x 512 (max_side=null)"
+            )
+
+        def load(plain: Entry = plain, mask: Tensor = one.mask) -> Case:
+            case = plain.load()
+            return Case(case.name, case.image, case.source, case.target, mask)
+
+        entries.append(Entry(plain.name, plain.size, plain.source, plain.target, plain.identity, load))
+    return entries
+
+
+def batches(entries: Sequence[Entry], size: int) -> Iterator[list[Entry]]:
+    """Pictures of one size together."""
+    for _, alike in groupby(sorted(entries, key=lambda entry: entry.size), key=lambda entry: entry.size):
+        some = list(alike)
+        yield from (some[start : start + size] for start in range(0, len(some), size))

@@ -1,0 +1,82 @@
+"""What `evaluate` has found so far, on disk: a run that was stopped goes on, and scores that could not be had come later."""
+
+import contextlib
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dds_train.commands.inputs import end_last_line
+from dds_train.errors import UserError
+
+
+class Results:
+    """A folder of edited pictures, and their scores in results.jsonl, written as soon as they are known.
+
+    Args:
+        folder: may hold results of earlier runs.
+        settings: what determines results: of all editors ("common"), of each editor and of each picture by name. Editors and
+            pictures may come and go between runs, but what is there must be as it was.
+
+    Raises:
+        UserError: if the folder holds results of other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self.folder, self.path = folder, folder / "results.jsonl"
+        self.scores: dict[tuple[str, str], dict[str, float]] = {}
+        known = folder / "settings.json"
+        kept: dict[str, dict[str, str]] = json.loads(known.read_text()) if known.exists() else {}
+        merged = {}
+        for group, values in settings.items():
+            hashes = {name: digest(value) for name, value in values.items()}
+            before = kept.get(group, {})
+            changed = [name for name in hashes if before.get(name, hashes[name]) != hashes[name]]
+            if changed:
+                raise UserError(f"output_dir={folder}: holds results of another {group} {changed[0]}; take another folder")
+            merged[group] = {**before, **hashes}
+        folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(merged, indent=2))
+        end_last_line(self.path)
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut
+                entry = json.loads(line)
+                earlier = {} if entry["made"] else self.scores.get((entry["editor"], entry["image"]), {})
+                self.scores[entry["editor"], entry["image"]] = {**earlier, **entry["scores"]}
+
+    def picture(self, editor: str, image: str) -> Path:
+        return self.pictures(editor) / f"{image}.png"
+
+    def pictures(self, editor: str) -> Path:
+        return self.folder / "pictures" / editor.replace("/", "-")
+
+    def of(self, editor: str, image: str) -> dict[str, float]:
+        """All scores of one result; none if it has not been made yet."""
+        return self.scores.get((editor, image), {}) if self.picture(editor, image).exists() else {}
+
+    def start(self, editor: str, image: str, scores: Mapping[str, float]) -> None:
+        """The picture was made just now: earlier scores are those of another."""
+        self._write(editor, image, scores, {}, made=True)
+
+    def add(self, editor: str, image: str, scores: Mapping[str, float]) -> None:
+        self._write(editor, image, scores, self.scores[editor, image], made=False)
+
+    def _write(self, editor: str, image: str, scores: Mapping[str, float], earlier: Mapping[str, float], made: bool) -> None:
+        self.scores[editor, image] = {**earlier, **scores}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"editor": editor, "image": image, "made": made, "scores": dict(scores)}) + "\n")
+
+    def write_csv(self, editors: Sequence[str], images: Sequence[str]) -> Path:
+        """per_image.csv: a line for each picture and editor, a column for each score."""
+        rows = [{"image": image, "editor": editor, **self.of(editor, image)} for image in images for editor in editors]
+        with (self.folder / "per_image.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+        return self.folder / "per_image.csv"
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

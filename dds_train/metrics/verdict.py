@@ -1,0 +1,84 @@
+"""Which editor to use, and why: the one nearest to the true edits where these are known, else the best balance between making
+the change and keeping the rest."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dds_train.metrics.scores import Mean, meaning
+
+Summary = Mapping[str, Mapping[str, Mean]]  # editor -> score -> its mean
+PerImage = Mapping[str, Sequence[Mapping[str, float]]]  # editor -> the scores of each picture, in one order for all
+
+REFERENCES = ("nothing", "codec")  # what to compare with; no editors
+TRUE = "gap closed"
+CHANGED = (TRUE, "CLIP direction")  # whether the edit was made, best measure first
+KEPT = ("background PSNR", "LPIPS squeeze outside", "LPIPS alex outside", "SSIM outside", "LPIPS squeeze", "LPIPS alex", "SSIM")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    best: str | None  # None if nothing measures whether edits were made
+    why: str
+    changed: str | None  # the score that says whether an edit was made
+    kept: str | None  # the score that says whether the rest was kept
+    front: tuple[str, ...]  # editors that no other beats at both
+
+
+def judge(summary: Summary, per_image: PerImage) -> Verdict:
+    editors = [name for name in summary if name not in REFERENCES]
+
+    def first(names: Sequence[str]) -> str | None:
+        return next((name for name in names if editors and all(finite(summary, editor, name) for editor in editors)), None)
+
+    changed, kept = first(CHANGED), first(KEPT)
+    if changed is None:
+        return Verdict(None, "Nothing here measures the change itself; give a CLIP model to rank editors.", None, kept, ())
+    front = tuple(one for one in editors if kept and not any(beats(summary, other, one, changed, kept) for other in editors))
+    if changed == TRUE or kept is None:
+        best, *others = sorted(editors, key=lambda editor: -value(summary, editor, changed))
+        why = f"It makes the best edits: {changed} {value(summary, best, changed):.3f}."
+        if others:
+            why += " " + against(per_image, best, others[0], changed)
+        return Verdict(best, why, changed, kept, front)
+    most = max(editors, key=lambda editor: value(summary, editor, changed))
+
+    def balance(editor: str) -> float:
+        share = max(0.0, value(summary, editor, changed)) / max(1e-9, value(summary, most, changed))
+        same = value(summary, editor, kept) if meaning(kept).better > 0 else 1 - value(summary, editor, kept)
+        return 2 * share * same / (share + same) if share > 0 and same > 0 else 0.0
+
+    best = max(editors, key=balance)
+    similar = kept if meaning(kept).better > 0 else f"1 - {kept}"
+    why = (
+        f"It balances best: {changed} {value(summary, best, changed):.3f} (the most is {value(summary, most, changed):.3f}, by "
+        f"{most}) and {kept} {value(summary, best, kept):.3f}. Balance is {balance(best):.3f}: the harmonic mean of {changed}, "
+        f"as a share of the most, and {similar}."
+    )
+    return Verdict(best, why, changed, kept, front)
+
+
+def value(summary: Summary, editor: str, score: str) -> float:
+    return summary[editor][score]["mean"]
+
+
+def finite(summary: Summary, editor: str, score: str) -> bool:
+    return score in summary[editor] and math.isfinite(value(summary, editor, score))
+
+
+def beats(summary: Summary, one: str, other: str, changed: str, kept: str) -> bool:
+    """At both, and at one of them strictly."""
+    gains = [meaning(score).better * (value(summary, one, score) - value(summary, other, score)) for score in (changed, kept)]
+    return min(gains) >= 0 and max(gains) > 0
+
+
+def against(per_image: PerImage, best: str, second: str, score: str) -> str:
+    """Whether the pictures are enough to tell the first from the second: a paired comparison, picture by picture."""
+    pairs = zip(per_image[best], per_image[second], strict=True)
+    gains = [a[score] - b[score] for a, b in pairs if not math.isnan(a.get(score, math.nan) - b.get(score, math.nan))]
+    if len(gains) < 2:
+        return f"Next is {second}."
+    mean = math.fsum(gains) / len(gains)
+    error = math.sqrt(math.fsum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1) / len(gains))
+    told = "" if mean > 2 * error else "; so few pictures do not tell the two apart"
+    return f"Next is {second}, behind by {mean:.3f} ± {2 * error:.3f} (95 %, paired over {len(gains)} pictures){told}."
