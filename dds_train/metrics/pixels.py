@@ -20,11 +20,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     which over the edge sees the picture mirrored (torchmetrics' way, and so PIE-Bench's). NaN for pictures smaller than it."""
     if min(a.shape[-2:]) < 11:
         return torch.full((len(a),), torch.nan, dtype=torch.float64)
-    # In [0, 1]: the luminance term depends on where zero is.
-    a, b = a.double() / 2 + 0.5, b.double() / 2 + 0.5
+    # In [0, 1]: the luminance term depends on where zero is. In float32: in float64 it takes 25 times as long on a CPU.
+    a, b = a.float() / 2 + 0.5, b.float() / 2 + 0.5
     values = structural_similarity_index_measure(a, b, reduction="none", data_range=1.0)
     assert isinstance(values, Tensor)
-    return values.view(len(a))
+    return values.view(len(a)).double()
 
 
 def outside(images: Tensor, mask: Tensor) -> Tensor:

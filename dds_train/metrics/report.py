@@ -49,7 +49,7 @@ def write_report(folder: Path, report: Report, most: int = 48) -> None:
     body = f"""<h1>{title}</h1>
 <p class=note>{html.escape(report.what)}</p>
 {verdict_box(verdict)}
-{table(report.summary)}
+{table(report.summary, [verdict.changed, verdict.kept])}
 {left_out(report.left_out)}
 {trade_off(report, verdict)}
 {gallery(report, verdict, most)}
@@ -105,8 +105,9 @@ def best_values(summary: Summary, names: Sequence[str]) -> dict[str, float]:
     return best
 
 
-def table(summary: Summary) -> str:
-    names = score_names(summary)
+def table(summary: Summary, foremost: Sequence[str | None] = ()) -> str:
+    """`foremost`: scores that come first."""
+    names = sorted(score_names(summary), key=lambda name: foremost.index(name) if name in foremost else len(foremost))
     best = best_values(summary, names)
     heads = (
         f"<th title='{html.escape(meaning(name).text, quote=True)}'>{html.escape(name)}{ARROWS[meaning(name).better]}</th>"
