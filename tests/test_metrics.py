@@ -62,7 +62,7 @@ def ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
 def test_structural_similarity_by_hand() -> None:
     a, b = pictures(0, 1, (21, 18)), pictures(1, 1, (21, 18))
     by_hand = np.mean([ssim_by_hand(a[0, c].numpy() / 2 + 0.5, b[0, c].numpy() / 2 + 0.5) for c in range(3)])
-    assert ssim(a, b).item() == pytest.approx(by_hand, abs=1e-6)
+    assert ssim(a, b).item() == pytest.approx(by_hand, abs=1e-5)  # float32
     torch.testing.assert_close(ssim(a, a), torch.ones(1, dtype=torch.float64))
     assert math.isnan(ssim(a[..., :10], b[..., :10]).item())
 
