@@ -47,6 +47,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "overlap": (0, None),
     "critters": (1, None),
     "rows": (1, None),
+    "port": (1, 65535),
     "early_stop.window": (1, None),
     "early_stop.tolerance": (0, 1),
     "auto_mask.step": (0, None),
@@ -134,7 +135,12 @@ def check_ranges(values: Mapping[str, Any]) -> None:
 def check_paths(values: Mapping[str, Any]) -> None:
     """That there are files where files are asked for; the results' folder is not made yet, but must be possible."""
     shards = "data.latents" in values  # then data.path means tar files
-    for key, find in (("image", find_images), ("examples", find_images), ("data.path", find_shards if shards else find_images)):
+    for key, find in (
+        ("image", find_images),
+        ("examples", find_images),
+        ("targets", find_images),
+        ("data.path", find_shards if shards else find_images),
+    ):
         specs = values.get(key) or []
         for spec in [specs] if isinstance(specs, (str, int)) else specs:
             find(str(spec), key)

@@ -27,6 +27,7 @@ COMMANDS = {
     "optimize": "edit pictures one at a time, by descent on their latents",
     "compare": "edit the same pictures with several editors: a table of scores and a picture",
     "evaluate": "measure editors on many pictures: scores, and a page that shows them",
+    "demo": "try a trained translator in the browser",
     "export": "write a trained translator for diffusers, for ONNX, or for the hub",
     "synthesize": "let the teacher draw a data set of source images",
 }
@@ -34,7 +35,7 @@ COMMANDS = {
 TEXT_KEYS = {
     "source", "target", "instruction", "prompt", "prompts", "image", "ckpt", "output_dir", "output", "resume",
     "teacher.path", "data.path", "data.prompts", "clip.model", "structure.model", "loss.negative",
-    "mask", "cache", "examples", "push",
+    "mask", "cache", "examples", "push", "targets", "fid", "lpips.hub_dir", "host",
 }  # fmt: skip
 OPEN = ("tasks.", "words.", "data.words.", "editors.", "given.", "change.")  # groups whose keys users name
 TASK_TEXT = re.compile(r"tasks\.[^.]+\.(source|target|instruction)")

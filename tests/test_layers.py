@@ -29,6 +29,7 @@ ALLOWED = {
         "training",
         "build",
         "pipeline",
+        "demo",
     },
 }
 

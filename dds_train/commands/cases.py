@@ -9,12 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dds_train.commands.inputs import find_pictures, read_picture, sha256
+from dds_train.commands.inputs import find_pictures, sha256
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import Critter, critter
 from dds_train.data.images import read_mask, rounded
 from dds_train.data.manifest import is_manifest, read_manifest
+from dds_train.data.pictures import read_picture
 from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.errors import UserError
 from dds_train.metrics.scores import Case

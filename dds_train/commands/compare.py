@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from dds_train import build
 from dds_train.commands.cases import draw_critters
-from dds_train.commands.inputs import check_readable, find_pictures, read_picture
+from dds_train.commands.inputs import check_readable, find_pictures
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import Critter
 from dds_train.data.images import labelled_grid, save_image
+from dds_train.data.pictures import read_picture
 from dds_train.editing.editors import EDITORS, Editor, Setting, instructions
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device

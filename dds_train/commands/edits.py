@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dds_train.commands.inputs import Picture, find_pictures, read_picture, sha256
+from dds_train.commands.inputs import find_pictures, sha256
 from dds_train.data.images import read_mask
 from dds_train.data.manifest import is_manifest, read_manifest
+from dds_train.data.pictures import Picture, read_picture
 from dds_train.errors import UserError
 
 AUTO = "auto"

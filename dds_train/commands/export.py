@@ -10,8 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dds_train import build
-from dds_train.commands.inputs import find_pictures, read_picture
+from dds_train.commands.inputs import find_pictures
 from dds_train.data.images import overview, save_image
+from dds_train.data.pictures import read_picture
 from dds_train.errors import UserError
 from dds_train.pipeline import Translator
 from dds_train.translator import export_translator, load_translator, read_card

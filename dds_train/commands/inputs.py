@@ -4,27 +4,12 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.nn import functional as F
-
-from dds_train.data.images import Extras, read_with_extras
 from dds_train.data.paths import find_images, folder_of
+from dds_train.data.pictures import read_picture
 from dds_train.errors import UserError
-
-
-@dataclass(frozen=True)
-class Picture:
-    image: Tensor  # [1,3,H,W] in [-1,1]
-    original: Tensor  # [1,3,H0,W0], before it was scaled down
-    extras: Extras  # what a file has beside its colours
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.image.shape[-2], self.image.shape[-1]
 
 
 def find_pictures(spec: str | Sequence[str], output_dir: str | Path) -> list[tuple[str, Path]]:
@@ -47,18 +32,6 @@ def find_pictures(spec: str | Sequence[str], output_dir: str | Path) -> list[tup
         number = sum(n == name or n.startswith(f"{name}~") for n in names)
         names.append(name if not number else f"{name}~{number + 1}")
     return list(zip(names, found, strict=True))
-
-
-def read_picture(path: Path, max_side: int | None) -> Picture:
-    """Scaled down if its longer side has more than `max_side` pixels. Raises UserError if it is not a picture."""
-    (image, extras) = read_with_extras(path)
-    image = original = image[None]
-    if max_side is not None:
-        scale = max_side / max(image.shape[-2:])
-        if scale < 1:
-            size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-            image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-    return Picture(image, original, extras)
 
 
 def check_readable(pictures: Sequence[tuple[str, Path]], max_side: int | None = None) -> dict[Path, tuple[int, int]]:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from dds_train import build
 from dds_train.commands.edits import AUTO, Batch, is_done, keeps_background, load_batch, make_batches, plan_edits, settings
-from dds_train.commands.inputs import read_picture
 from dds_train.data.images import overview, read_image, save_animation, save_image, strip
+from dds_train.data.pictures import read_picture
 from dds_train.editing.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
 from dds_train.editing.optimize import Stall, Step, optimize_latent
 from dds_train.errors import UserError

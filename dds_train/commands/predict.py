@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from dds_train import build
 from dds_train.commands.edits import AUTO, keeps_background, mask_of
-from dds_train.commands.inputs import Picture, Record, check_readable, find_pictures, read_picture, sha256
+from dds_train.commands.inputs import Record, check_readable, find_pictures, sha256
 from dds_train.data.images import fit_into, overview, read_mask, save_image
+from dds_train.data.pictures import Picture, read_picture
 from dds_train.editing.masks import automatic_mask, feathered, on_background, pixel_mask
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
