@@ -1,6 +1,8 @@
 """predict on pictures as people have them: large, transparent, with profiles, in folders."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from dds_train import Translator
 from dds_train.commands.inputs import Record, find_pictures
+from dds_train.commands.predict import edit_in_parts
+from dds_train.commands.streams import WriteBehind, read_ahead
 from dds_train.data.images import Extras, read_image, read_with_extras, save_image
+from dds_train.data.pictures import Picture
 from dds_train.data.tiles import fade, starts, tiled
 from dds_train.errors import UserError
 from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator
@@ -190,3 +195,76 @@ def test_squares_must_fit_the_codec(exported: Path) -> None:
     for tile, overlap in ((33, 8), (32, 32)):
         with pytest.raises(UserError, match="tile="):
             Translator(translator.network, translator.card, translator.parts, tile, overlap)
+
+
+# ---------------------------------------------------------------- the device is kept busy, within its memory
+
+
+def test_reading_ahead_keeps_the_order_and_is_one_ahead() -> None:
+    begun: list[int] = []
+
+    def read(item: int) -> int:
+        begun.append(item)
+        return item * item
+
+    for item, value in read_ahead(read, range(5)):
+        assert value == item * item
+        time.sleep(0.02)
+        assert max(begun) == min(item + 1, 4)
+    with pytest.raises(UserError, match="item 2"):
+        list(read_ahead(fails_at(2), range(4)))
+
+
+def fails_at(number: int) -> Callable[[int], None]:
+    def read(item: int) -> None:
+        if item == number:
+            raise UserError(f"item {item}")
+
+    return read
+
+
+def test_writing_behind_records_what_is_written_and_nothing_else() -> None:
+    written, recorded = set(), []
+
+    def write(number: int) -> None:
+        time.sleep(0.01 * (5 - number % 5))
+        written.add(number)
+
+    def then(number: int) -> None:
+        assert number in written
+        recorded.append(number)
+
+    with WriteBehind(workers=3) as writer:
+        for number in range(20):
+            writer.put(partial(write, number), partial(then, number))
+            assert len(writer.waiting) <= writer.most
+    assert recorded == list(range(20))
+
+    recorded.clear()
+
+    def write_all() -> None:
+        with WriteBehind(workers=1) as writer:
+            for number in range(6):
+                writer.put(partial(fails_at(3), number), partial(recorded.append, number))
+
+    with pytest.raises(UserError, match="item 3"):
+        write_all()
+    assert recorded == [0, 1, 2]
+
+
+def test_what_memory_does_not_hold_is_edited_in_parts() -> None:
+    pictures = [Picture(noise(1, 3, 8, 8) * i, noise(1, 3, 8, 8), Extras()) for i in range(7)]
+    sizes: list[int] = []
+
+    def edit(some: Sequence[Picture], masks: Sequence[str | None], most: int) -> list[Tensor]:
+        if len(some) > most:
+            raise torch.OutOfMemoryError
+        sizes.append(len(some))
+        assert all(one is pictures[int(mask or -1)] for one, mask in zip(some, masks, strict=True))
+        return [one.image[0] for one in some]
+
+    found = edit_in_parts(partial(edit, most=2), pictures, [str(i) for i in range(7)])
+    assert all(torch.equal(a, b.image[0]) for a, b in zip(found, pictures, strict=True))
+    assert max(sizes) == 2
+    with pytest.raises(UserError, match=r"8 x 8 pixels do not fit .* tile="):
+        edit_in_parts(partial(edit, most=0), pictures, [str(i) for i in range(7)])

@@ -1,7 +1,8 @@
 """Edit pictures with a trained translator, one pass each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from dds_train import build
 from dds_train.commands.edits import AUTO, keeps_background, mask_of
 from dds_train.commands.inputs import Record, check_readable, find_pictures, sha256
+from dds_train.commands.streams import WriteBehind, read_ahead
 from dds_train.data.images import fit_into, overview, read_mask, save_image
 from dds_train.data.pictures import Picture, read_picture
 from dds_train.editing.masks import automatic_mask, feathered, on_background, pixel_mask
@@ -30,27 +32,30 @@ SHOWN = 64  # pictures in the overview
 
 def run(cfg: DictConfig) -> None:
     output_dir = Path(cfg.output_dir)
-    pictures = find_pictures(cfg.image, output_dir)
+    found = find_pictures(cfg.image, output_dir)
     card = read_card(Path(cfg.ckpt))
     task = check_choices(cfg, card)
-    sizes = check_readable(pictures, cfg.max_side)
-    masks = {path: mask_of(cfg.mask, path) for _, path in pictures}
+    sizes = check_readable(found, cfg.max_side)
+    masks = {path: mask_of(cfg.mask, path) for _, path in found}
     translator = build_translator(cfg, card)
     record = Record(output_dir, settings(cfg))
-    results = {path: output_dir / result_name(name, path, cfg.format) for name, path in pictures}
+    results = {path: output_dir / result_name(name, path, cfg.format) for name, path in found}
     inputs = {path: [path, *([Path(mask)] if mask not in (None, AUTO) else [])] for path, mask in masks.items()}
     todo = [path for path in results if not record.has(results[path], *inputs[path])]
     if len(todo) < len(results):
         print(f"{len(results) - len(todo)} of {len(results)} pictures are in {output_dir} already", flush=True)
     build.save_config(cfg, output_dir, unused=UNUSED)
-    with tqdm(total=len(todo), desc="predict", unit="image") as bar:
-        for batch in batches(todo, sizes, cfg.batch_size):
-            read = [read_picture(path, cfg.max_side) for path in batch]
-            edited = edit(cfg, translator, task, read, [masks[path] for path in batch])
-            for path, picture, result in zip(batch, read, edited, strict=True):
-                save_image(result, results[path], picture.extras)
-                record.add(results[path], *inputs[path])
-            bar.update(len(batch))
+
+    def done(path: Path) -> None:
+        record.add(results[path], *inputs[path])
+        bar.update()
+
+    with tqdm(total=len(todo), desc="predict", unit="image") as bar, WriteBehind() as writer:
+        read = partial(read_batch, max_side=cfg.max_side)
+        for batch, pictures in read_ahead(read, batches(todo, sizes, cfg.batch_size)):
+            edited = edit_in_parts(partial(edit, cfg, translator, task), pictures, [masks[path] for path in batch])
+            for path, picture, result in zip(batch, pictures, edited, strict=True):
+                writer.put(partial(save_image, result, results[path], picture.extras), partial(done, path))
     save_overview(list(results.items())[:SHOWN], output_dir / "before_after.png")
     print(f"{len(results)} pictures in {output_dir}, all beside their inputs in {output_dir / 'before_after.png'}", flush=True)
 
@@ -102,6 +107,31 @@ def batches(paths: Sequence[Path], sizes: dict[Path, tuple[int, int]], batch_siz
     for _, alike in groupby(sorted(paths, key=sizes.__getitem__), key=sizes.__getitem__):
         some = list(alike)
         yield from (some[start : start + batch_size] for start in range(0, len(some), batch_size))
+
+
+def read_batch(paths: Sequence[Path], max_side: int | None) -> list[Picture]:
+    return [read_picture(path, max_side) for path in paths]
+
+
+def edit_in_parts(
+    edit: Callable[[Sequence[Picture], Sequence[str | None]], list[Tensor]],
+    pictures: Sequence[Picture],
+    masks: Sequence[str | None],
+) -> list[Tensor]:
+    """`edit`, for half of the pictures at a time, and so on, where the device's memory does not hold more.
+
+    Raises:
+        UserError: if it does not hold one.
+    """
+    try:
+        return edit(pictures, masks)
+    except torch.OutOfMemoryError as error:
+        if len(pictures) == 1:
+            height, width = pictures[0].size
+            raise UserError(f"{width} x {height} pixels do not fit into the device's memory; give a smaller tile=") from error
+    torch.cuda.empty_cache()
+    half = len(pictures) // 2
+    return edit_in_parts(edit, pictures[:half], masks[:half]) + edit_in_parts(edit, pictures[half:], masks[half:])
 
 
 def edit(

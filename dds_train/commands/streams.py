@@ -1,0 +1,56 @@
+"""Reading ahead and writing behind, so that the device does not wait for the disk."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_ahead(read: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Each item with `read(item)`, which runs in a thread while the item before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(read, item)))
+            if len(waiting) > 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+class WriteBehind:
+    """Runs writes in threads. What is to follow a write (a line in a record) follows in the caller's thread and in order, at
+    the latest when the block ends; errors of writes are raised there too.
+
+    Args:
+        workers: threads; at most twice as many writes wait, so that results do not pile up in memory.
+    """
+
+    def __init__(self, workers: int = 4) -> None:
+        self.pool, self.most = ThreadPoolExecutor(workers), 2 * workers
+        self.waiting: deque[tuple[Future[None], Callable[[], None]]] = deque()
+
+    def put(self, write: Callable[[], None], then: Callable[[], None]) -> None:
+        self.waiting.append((self.pool.submit(write), then))
+        while self.waiting and (self.waiting[0][0].done() or len(self.waiting) > self.most):
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        future, then = self.waiting.popleft()
+        future.result()
+        then()
+
+    def __enter__(self) -> "WriteBehind":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        try:
+            while self.waiting:
+                self._finish_first()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
