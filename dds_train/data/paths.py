@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dds_train.errors import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def find_images(spec: str | Path, key: str = "image") -> list[Path]:
