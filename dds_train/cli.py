@@ -35,7 +35,7 @@ COMMANDS = {
 TEXT_KEYS = {
     "source", "target", "instruction", "prompt", "prompts", "image", "ckpt", "output_dir", "output", "resume",
     "teacher.path", "data.path", "data.prompts", "clip.model", "structure.model", "loss.negative",
-    "mask", "cache", "examples", "push", "targets", "fid", "lpips.hub_dir", "host",
+    "mask", "cache", "examples", "push", "targets", "fid", "lpips.hub_dir", "host", "metrics",
 }  # fmt: skip
 OPEN = ("tasks.", "words.", "data.words.", "editors.", "given.", "change.")  # groups whose keys users name
 TASK_TEXT = re.compile(r"tasks\.[^.]+\.(source|target|instruction)")

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_hub import TOKEN, fake_hub
 from PIL import Image
+from shell import environment
 
 from dds_train import Translator
 from dds_train.export import export_diffusers, export_onnx
 from dds_train.frozen import Pretrained
-from dds_train.translator import Task, TranslatorCard, make_translator
+from dds_train.translator import Task, TranslatorCard, export_translator, make_translator
 
 KINDS: dict[str, dict[str, Any]] = {
     "unet": {"channels": [16, 32], "attention": [True, False], "depth": 1, "heads": 2, "groups": 8},
@@ -99,3 +101,36 @@ def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_pa
         assert isinstance(expected, Image.Image)
         assert difference(tmp_path / f"{name}.png", expected) <= 1
     assert json.loads((tmp_path / "folder" / "settings.json").read_text())["tasks"] == ["lion", "dog"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("translator", ["unet"], indirect=True)
+def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, picture: Path, tmp_path: Path) -> None:
+    export_translator(tmp_path / "translator", translator.network, translator.card)
+    scores = {"PSNR": {"mean": "inf", "count": 3}, "gap closed": {"mean": 0.5, "count": 3}}
+    metrics = {"editors": {"nothing": scores, "dds": scores, "translator a": {"gap closed": {"mean": 0.71234}}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    command = [sys.executable, "-m", "dds_train", "export", "ckpt=translator", "push=me/lions", "output_dir=out"]
+    command += ["examples=cat.png", "metrics=metrics.json"]
+
+    def push(url: str, token: str) -> subprocess.CompletedProcess[str]:
+        env = {**environment(tmp_path), "HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    with fake_hub() as hub:
+        refused = push(hub.url, "hf_wrong")
+        done = push(hub.url, TOKEN)
+    assert refused.returncode == 2
+    assert "push=me/lions: the hub did not take out" in refused.stderr
+    assert "log in" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert f"{hub.url}/me/lions" in done.stdout
+    uploaded = hub.repos["me/lions"]
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in uploaded} == uploaded
+    assert set(uploaded) == {"README.md", "config.json", "translator.safetensors", "examples.png"}
+    card = uploaded["README.md"].decode()
+    assert "| nothing | ∞ | 0.500 |" in card
+    assert "| translator a |  | 0.712 |" in card
+    assert "| dds |" not in card
+    assert card.startswith("---\nlibrary_name: dds_train")

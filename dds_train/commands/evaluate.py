@@ -225,7 +225,9 @@ def curves(chosen: Mapping[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def plain(value: Any) -> Any:
-    """For JSON, which has no infinity and no NaN: these become null."""
+    """For JSON, which has no infinity and no NaN: "inf" and null."""
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

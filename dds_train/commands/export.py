@@ -3,8 +3,10 @@
 import csv
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +16,8 @@ from dds_train.commands.inputs import find_pictures
 from dds_train.data.images import overview, save_image
 from dds_train.data.pictures import read_picture
 from dds_train.errors import UserError
+from dds_train.metrics.report import number
+from dds_train.metrics.verdict import REFERENCES
 from dds_train.pipeline import Translator
 from dds_train.translator import export_translator, load_translator, read_card
 
@@ -38,6 +42,7 @@ def run(cfg: DictConfig) -> None:
     parts = replace(parts, path=cfg.teacher.path or card.teacher, dtype=torch.float32)
     translator = Translator(load_translator(Path(cfg.ckpt), parts)[0], card, parts)
     folder = Path(cfg.output_dir)
+    scores = measured(cfg.metrics)
     print(f"exporting {', '.join(card.tasks)} as {cfg.format}", flush=True)
     said = write(cfg.format, folder, translator)
     shown = []
@@ -46,7 +51,9 @@ def run(cfg: DictConfig) -> None:
         shown += [(image[0], translator.translate(image, task.instruction)[0]) for task in card.tasks.values()]
     if shown:
         save_image(overview(shown), folder / "examples.png")
-    (folder / "README.md").write_text(model_card(cfg, translator, said, bool(shown)))
+    (folder / "README.md").write_text(
+        model_card(cfg, translator, bool(shown), [said and f"{said}.", training_notes(Path(cfg.ckpt)), scores])
+    )
     print(f"{said}\n{folder}" if said else folder, flush=True)
     if cfg.push:
         push(folder, cfg.push)
@@ -78,13 +85,13 @@ def write(form: str, folder: Path, translator: Translator) -> str:
     return f"onnxruntime differs from PyTorch by at most {checked.difference:.5f} of 255 levels, on pictures of {shapes}"
 
 
-def model_card(cfg: DictConfig, translator: Translator, said: str, examples: bool) -> str:
+def model_card(cfg: DictConfig, translator: Translator, examples: bool, notes: Sequence[str]) -> str:
     """README.md, with the metadata that a hub reads."""
     card = translator.card
     rows = "\n".join(f"| {name} | {t.source} | {t.target} | {t.instruction} |" for name, t in card.tasks.items())
     millions = sum(p.numel() for p in translator.network.plain_unet().parameters()) / 1e6
     picture = "\n![Inputs above, results below](examples.png)\n" if examples else ""
-    notes = "".join(f"\n{part}\n" for part in (said and f"{said}.", training_notes(Path(cfg.ckpt))) if part)
+    more = "".join(f"\n{note}\n" for note in notes if note)
     return f"""---
 library_name: {"diffusers" if cfg.format == "diffusers" else "dds_train"}
 pipeline_tag: image-to-image
@@ -101,7 +108,7 @@ distillation (Delta Denoising Score, arXiv 2304.07090): without pictures of the 
 {rows}
 
 {HOW[cfg.format].replace("TASK", next(iter(card.tasks)))}
-{picture}{notes}"""
+{picture}{more}"""
 
 
 def training_notes(ckpt: Path) -> str:
@@ -111,8 +118,10 @@ def training_notes(ckpt: Path) -> str:
     if (output_dir / "config.yaml").is_file():
         cfg = OmegaConf.load(output_dir / "config.yaml")
         if "data" in cfg and "trainer" in cfg:
-            data = json.dumps(OmegaConf.to_container(cfg.data))
-            notes.append(f"Trained for {cfg.trainer.max_steps} steps of {cfg.batch_size} images; data: `{data}`.")
+            options: dict[str, Any] = OmegaConf.to_container(cfg.data)  # type: ignore[assignment]
+            data = {key: value for key, value in options.items() if not key.startswith("_")}
+            what = f"`{str(cfg.data.get('_target_')).rpartition('.')[2]}` with `{json.dumps(data)}`"
+            notes.append(f"Trained for {cfg.trainer.max_steps} steps of {cfg.batch_size} images, on {what}.")
     if (output_dir / "metrics.csv").is_file():
         with (output_dir / "metrics.csv").open() as file:
             last = {
@@ -122,6 +131,30 @@ def training_notes(ckpt: Path) -> str:
             scores = "\n".join(f"| {key.removeprefix('val/')} | {float(value):.4g} |" for key, value in last.items())
             notes.append(f"Last validation, on images kept out of training:\n\n| score | value |\n| --- | --- |\n{scores}")
     return "\n\n".join(notes)
+
+
+def measured(path: str | None) -> str:
+    """A table from the metrics.json of evaluate: its translators, and what they are to be compared with.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if path is None:
+        return ""
+    try:
+        editors = json.loads(Path(path).read_text())["editors"]
+        rows = {name: scores for name, scores in editors.items() if name in REFERENCES or name.startswith("translator")}
+        names = list(dict.fromkeys(score for scores in rows.values() for score in scores))
+        lines = [["editor", *names], ["---"] * (len(names) + 1)]
+        lines += [[name, *(cell(scores, score) for score in names)] for name, scores in rows.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"metrics={path}: not a metrics.json of evaluate ({type(error).__name__})") from error
+    return "Measured with `dds_train evaluate`:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(scores: dict[str, dict[str, Any]], name: str) -> str:
+    mean = scores[name]["mean"] if name in scores else None
+    return "" if mean is None else number(float(mean))
 
 
 def push(folder: Path, repo: str) -> None:
