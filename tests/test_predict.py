@@ -14,10 +14,8 @@ from torch import Tensor
 
 from dds_train import Translator
 from dds_train.commands.inputs import Record, find_pictures
-from dds_train.commands.predict import edit_in_parts
-from dds_train.commands.streams import WriteBehind, read_ahead
+from dds_train.commands.streams import WriteBehind, read_ahead, within_memory
 from dds_train.data.images import Extras, read_image, read_with_extras, save_image
-from dds_train.data.pictures import Picture
 from dds_train.data.tiles import fade, starts, tiled
 from dds_train.errors import UserError
 from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator
@@ -253,18 +251,16 @@ def test_writing_behind_records_what_is_written_and_nothing_else() -> None:
 
 
 def test_what_memory_does_not_hold_is_edited_in_parts() -> None:
-    pictures = [Picture(noise(1, 3, 8, 8) * i, noise(1, 3, 8, 8), Extras()) for i in range(7)]
     sizes: list[int] = []
 
-    def edit(some: Sequence[Picture], masks: Sequence[str | None], most: int) -> list[Tensor]:
-        if len(some) > most:
+    def edit(items: Sequence[int], most: int) -> Tensor:
+        if len(items) > most:
             raise torch.OutOfMemoryError
-        sizes.append(len(some))
-        assert all(one is pictures[int(mask or -1)] for one, mask in zip(some, masks, strict=True))
-        return [one.image[0] for one in some]
+        sizes.append(len(items))
+        return torch.tensor(items)
 
-    found = edit_in_parts(partial(edit, most=2), pictures, [str(i) for i in range(7)])
-    assert all(torch.equal(a, b.image[0]) for a, b in zip(found, pictures, strict=True))
+    found = within_memory(partial(edit, most=2), range(7), "rest")
+    assert [int(one) for one in found] == list(range(7))
     assert max(sizes) == 2
-    with pytest.raises(UserError, match=r"8 x 8 pixels do not fit .* tile="):
-        edit_in_parts(partial(edit, most=0), pictures, [str(i) for i in range(7)])
+    with pytest.raises(UserError, match=r"does not fit .*; take a smaller one"):
+        within_memory(partial(edit, most=0), range(7), "take a smaller one")

@@ -22,8 +22,9 @@ from dds_train.commands.cases import Entry, batches, find_entries
 from dds_train.commands.compare import build_editor, check_editor, choose
 from dds_train.commands.inputs import find_pictures, sha256
 from dds_train.commands.results import Results
+from dds_train.commands.streams import within_memory
 from dds_train.data.images import read_image, save_image
-from dds_train.editing.editors import Setting
+from dds_train.editing.editors import Editor, Setting
 from dds_train.errors import UserError
 from dds_train.frozen.device import find_device
 from dds_train.metrics.cost import cost
@@ -104,13 +105,18 @@ def edit_with(
     of_truth = fields["kind"] == "round_trip"
     for batch in batches(entries, cfg.batch_size):
         cases = [entry.load() for entry in batch]
-        inputs = torch.cat([case.truth if of_truth and case.truth is not None else case.image for case in cases])
-        edit = partial(editor, inputs, [case.source for case in cases], [case.target for case in cases])
-        edited, seconds, memory = cost(edit, device)
+        edited, seconds, memory = cost(
+            partial(within_memory, partial(edit_cases, editor, of_truth), cases, "give max_side="), device
+        )
         for case, output in zip(cases, edited, strict=True):
             save_image(output, results.picture(name, case.name))
             results.start(name, case.name, {SECONDS: seconds / len(cases), MEMORY: memory})
         bar.update(len(batch))
+
+
+def edit_cases(editor: Editor, of_truth: bool, cases: Sequence[Case]) -> Iterable[Tensor]:
+    inputs = torch.cat([case.truth if of_truth and case.truth is not None else case.image for case in cases])
+    return editor(inputs, [case.source for case in cases], [case.target for case in cases])
 
 
 def targets_of(entries: Sequence[Entry]) -> list[str]:

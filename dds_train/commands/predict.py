@@ -1,6 +1,6 @@
 """Edit pictures with a trained translator, one pass each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dds_train import build
 from dds_train.commands.edits import AUTO, keeps_background, mask_of
 from dds_train.commands.inputs import Record, check_readable, find_pictures, sha256
-from dds_train.commands.streams import WriteBehind, read_ahead
+from dds_train.commands.streams import WriteBehind, read_ahead, within_memory
 from dds_train.data.images import fit_into, overview, read_mask, save_image
 from dds_train.data.pictures import Picture, read_picture
 from dds_train.editing.masks import automatic_mask, feathered, on_background, pixel_mask
@@ -53,7 +53,8 @@ def run(cfg: DictConfig) -> None:
     with tqdm(total=len(todo), desc="predict", unit="image") as bar, WriteBehind() as writer:
         read = partial(read_batch, max_side=cfg.max_side)
         for batch, pictures in read_ahead(read, batches(todo, sizes, cfg.batch_size)):
-            edited = edit_in_parts(partial(edit, cfg, translator, task), pictures, [masks[path] for path in batch])
+            items = [(picture, masks[path]) for path, picture in zip(batch, pictures, strict=True)]
+            edited = within_memory(partial(edit, cfg, translator, task), items, "give a smaller tile=")
             for path, picture, result in zip(batch, pictures, edited, strict=True):
                 writer.put(partial(save_image, result, results[path], picture.extras), partial(done, path))
     save_overview(list(results.items())[:SHOWN], output_dir / "before_after.png")
@@ -113,40 +114,19 @@ def read_batch(paths: Sequence[Path], max_side: int | None) -> list[Picture]:
     return [read_picture(path, max_side) for path in paths]
 
 
-def edit_in_parts(
-    edit: Callable[[Sequence[Picture], Sequence[str | None]], list[Tensor]],
-    pictures: Sequence[Picture],
-    masks: Sequence[str | None],
-) -> list[Tensor]:
-    """`edit`, for half of the pictures at a time, and so on, where the device's memory does not hold more.
-
-    Raises:
-        UserError: if it does not hold one.
-    """
-    try:
-        return edit(pictures, masks)
-    except torch.OutOfMemoryError as error:
-        if len(pictures) == 1:
-            height, width = pictures[0].size
-            raise UserError(f"{width} x {height} pixels do not fit into the device's memory; give a smaller tile=") from error
-    torch.cuda.empty_cache()
-    half = len(pictures) // 2
-    return edit_in_parts(edit, pictures[:half], masks[:half]) + edit_in_parts(edit, pictures[half:], masks[half:])
-
-
 def edit(
-    cfg: DictConfig, translator: Translator, task: Task | None, pictures: Sequence[Picture], masks: Sequence[str | None]
+    cfg: DictConfig, translator: Translator, task: Task | None, items: Sequence[tuple[Picture, str | None]]
 ) -> list[Tensor]:
-    """Results [3,H,W] of pictures of one size; on their own background, at their own size, where that is wanted."""
-    images = torch.cat([picture.image for picture in pictures])
+    """Results [3,H,W] of pictures of one size, each with its mask; on their own background, at their own size, where wanted."""
+    images = torch.cat([picture.image for picture, _ in items])
     instruction = cfg.prompt or (task.instruction if task else "")
     after = translator.translate(images, instruction, cfg.strength)
-    exact = [keeps_background(cfg.exact_background, mask) for mask in masks]
-    if not any(exact) and not any(masks):
+    exact = [keeps_background(cfg.exact_background, mask) for _, mask in items]
+    if not any(exact) and not any(mask for _, mask in items):
         return list(after)
     before = translator.translate(images, instruction, 0.0) if any(exact) else images
     results = []
-    for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+    for number, (picture, mask) in enumerate(items):
         base = picture.original if exact[number] else picture.image
         pixels = read_pixels(cfg, translator, task, picture, mask, (base.shape[-2], base.shape[-1]))
         results.append(on_background(base, pixels, before[number : number + 1], after[number : number + 1])[0])

@@ -1,10 +1,15 @@
-"""Reading ahead and writing behind, so that the device does not wait for the disk."""
+"""What keeps the device busy: reading ahead, writing behind, and batches as large as its memory holds."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dds_train.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,3 +59,19 @@ class WriteBehind:
                 self._finish_first()
         finally:
             self.pool.shutdown(cancel_futures=True)
+
+
+def within_memory(edit: Callable[[Sequence[T]], Iterable[Tensor]], items: Sequence[T], remedy: str) -> list[Tensor]:
+    """`edit(items)`, a result for each; half of them at a time, and so on, where the device's memory does not hold more.
+
+    Raises:
+        UserError: if it does not hold one; `remedy` says what to do.
+    """
+    try:
+        return list(edit(items))
+    except torch.OutOfMemoryError as error:
+        if len(items) == 1:
+            raise UserError(f"one picture does not fit into the device's memory; {remedy}") from error
+    torch.cuda.empty_cache()
+    half = len(items) // 2
+    return within_memory(edit, items[:half], remedy) + within_memory(edit, items[half:], remedy)
