@@ -39,6 +39,7 @@ class Translator:
         self.network, self.card, self.parts = network.to(parts.device).eval(), card, parts
         self.codec, self.text = parts.codec(), parts.text_encoder()
         self.tile, self.overlap = tile, overlap
+        self.multiple = self.codec.factor * network.stride  # pixels, of the sides that the networks see
         if (network.latent_channels, network.text_dim) != (self.codec.channels, self.text.embed("").shape[-1]):
             raise UserError(f"teacher.path={parts.path} is not the teacher that this was trained with ({card.teacher})")
         if tile % self.codec.factor or not 0 <= overlap < tile:
@@ -89,7 +90,7 @@ class Translator:
         text = self.text.embed(instruction)
 
         def edit(part: Tensor) -> Tensor:
-            z = translate_latents(self.network, self.codec.encode(part), text, strength)
+            z = translate_latents(self.network, self.codec.encode(part, self.multiple), text, strength)
             return self.codec.decode(z, (part.shape[-2], part.shape[-1])).cpu()
 
         return tiled(edit, images, self.tile, self.overlap)

@@ -41,7 +41,7 @@ def translator(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> T
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)).save(tmp_path / "cat.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)).save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
 
 

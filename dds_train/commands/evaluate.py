@@ -105,9 +105,8 @@ def edit_with(
     of_truth = fields["kind"] == "round_trip"
     for batch in batches(entries, cfg.batch_size):
         cases = [entry.load() for entry in batch]
-        edited, seconds, memory = cost(
-            partial(within_memory, partial(edit_cases, editor, of_truth), cases, "give max_side="), device
-        )
+        edit = partial(within_memory, partial(edit_cases, editor, of_truth), cases, "give max_side=")
+        edited, seconds, memory = cost(edit, device)
         for case, output in zip(cases, edited, strict=True):
             save_image(output, results.picture(name, case.name))
             results.start(name, case.name, {SECONDS: seconds / len(cases), MEMORY: memory})

@@ -110,7 +110,7 @@ def translator(setting: Setting, *, ckpt: str, strength: float = 1.0) -> Editor:
         text = table.embed(told[target] for target in targets)
         return translate_latents(network, z, text, strength)
 
-    return _on_latents(setting, edit)
+    return _on_latents(setting, edit, setting.parts.codec().factor * network.stride)
 
 
 def instructions(card: TranslatorCard, targets: Sequence[str]) -> dict[str, str]:
@@ -136,9 +136,15 @@ EDITORS: dict[str, Callable[..., Editor]] = {
 }
 
 
-def _on_latents(setting: Setting, edit: Callable[[Tensor, Sequence[str], Sequence[str]], Tensor]) -> Editor:
+def _on_latents(
+    setting: Setting, edit: Callable[[Tensor, Sequence[str], Sequence[str]], Tensor], multiple: int | None = None
+) -> Editor:
     codec = setting.parts.codec()
-    return lambda images, sources, targets: codec.decode(edit(codec.encode(images), sources, targets), _size(images)).cpu()
+
+    def edit_pixels(images: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        return codec.decode(edit(codec.encode(images, multiple), sources, targets), _size(images)).cpu()
+
+    return edit_pixels
 
 
 def _size(images: Tensor) -> tuple[int, int]:

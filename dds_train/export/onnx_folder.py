@@ -46,7 +46,7 @@ def export_onnx(folder: Path, network: TranslatorNetwork, card: TranslatorCard, 
     that the networks' strides divide. Ends with a run of the file by onnxruntime on pictures of several shapes."""
     unet, codec, text = network.plain_unet(), parts.codec(), parts.text_encoder()
     graph = PixelsToPixels(codec, unet.to(codec.device)).eval()
-    multiple = codec.factor * 2 ** (len(unet.config.block_out_channels) - 1)
+    multiple = codec.factor * network.stride
     embeddings = {name: text.embed(task.instruction) for name, task in card.tasks.items()}
     length, width = next(iter(embeddings.values())).shape[1:]
 

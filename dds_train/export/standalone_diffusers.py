@@ -46,10 +46,10 @@ class TranslatorPipeline(DiffusionPipeline):
         text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
         picture = ImageOps.exif_transpose(image).convert("RGB")
-        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        multiple = 2 ** (len(self.vae.config["block_out_channels"]) + len(self.unet.config["block_out_channels"]) - 2)
         width, height = picture.size
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        pixels = torch.nn.functional.pad(pixels, (0, -width % factor, 0, -height % factor), mode="replicate")
+        pixels = torch.nn.functional.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
         scale, shift = self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0
         z = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mode()

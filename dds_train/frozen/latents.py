@@ -19,13 +19,14 @@ class Codec(Frozen):
         self.shift: float = vae.config.shift_factor or 0.0
 
     @torch.no_grad()
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, multiple: int | None = None) -> Tensor:
         """Pixels [B,3,H,W] in [-1,1] to scaled latents [B,C,ceil(H/f),ceil(W/f)], float32; the posterior's mode.
 
-        Sides that are no multiple of the codec's factor f are padded by repeating the last row or column.
+        Sides that are no multiple of the codec's factor f (or of `multiple`, if given) are padded by repeating the last row or
+        column.
         """
-        height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % self.factor, 0, -height % self.factor), mode="replicate")
+        (height, width), multiple = image.shape[-2:], multiple or self.factor
+        padded = F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         with self.own_precision():
             z = self.network.encode(padded.to(self.device, self.dtype)).latent_dist.mode()
         return (z.float() - self.shift) * self.scale

@@ -18,6 +18,7 @@ class TranslatorNetwork(Protocol):
     config: dict[str, Any]  # its kind, and what `make_translator` needs to build it again
     latent_channels: int
     text_dim: int
+    stride: int  # sides of latents should be multiples of it: UNets resize others on the way, which exported graphs do not
 
     def __call__(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
         """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] in [0,1] -> [B,C,h,w]; at initialisation exactly z."""

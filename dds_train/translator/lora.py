@@ -41,6 +41,7 @@ class LoRATranslator(nn.Module):
             raise ValueError(f"translator.targets={list(targets)}: the teacher's UNet has no such layers") from error
         self.config: dict[str, Any] = {"kind": "lora", "rank": rank, "targets": list(targets)}
         self.latent_channels, self.text_dim = unet.config.in_channels, unet.config.cross_attention_dim
+        self.stride = 2 ** (len(unet.config.block_out_channels) - 1)
         self._shared = _Shared(unet)
         self._shared.switch(on=False)
         adapters = {name: p for name, p in unet.named_parameters() if ".lora_" in name}

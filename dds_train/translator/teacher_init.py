@@ -25,6 +25,7 @@ class TeacherInitTranslator(nn.Module):
         self.config: dict[str, Any] = {"kind": "teacher_init", "unet": unet}
         self.unet: Any = UNet2DConditionModel.from_config(unet)
         self.latent_channels, self.text_dim = self.unet.config.in_channels, self.unet.config.cross_attention_dim
+        self.stride = 2 ** (len(self.unet.config.block_out_channels) - 1)
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 

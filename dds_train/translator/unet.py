@@ -42,7 +42,7 @@ class UNetTranslator(nn.Module):
             raise ValueError(f"translator: {len(channels)} widths need as many attention flags, got {len(attention)}")
         if any(width % groups for width in channels):
             raise ValueError(f"translator: {groups} groups do not divide the widths {list(channels)}")
-        self.latent_channels, self.text_dim = latent_channels, text_dim
+        self.latent_channels, self.text_dim, self.stride = latent_channels, text_dim, 2 ** (len(channels) - 1)
         self.config: dict[str, Any] = {
             "kind": "unet",
             "latent_channels": latent_channels,
