@@ -15,7 +15,8 @@ from PIL import Image
 from shell import environment
 
 from dds_train import Translator
-from dds_train.export import export_diffusers, export_onnx
+from dds_train.data.images import from_pil, to_pil
+from dds_train.export import export_diffusers, export_onnx, standalone_diffusers, standalone_onnx
 from dds_train.frozen import Pretrained
 from dds_train.translator import Task, TranslatorCard, export_translator, make_translator
 
@@ -43,6 +44,18 @@ def translator(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> T
 def picture(tmp_path: Path) -> Path:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)).save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
+
+
+@pytest.mark.parametrize("read_rgb", [standalone_diffusers.read_rgb, standalone_onnx.read_rgb])
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_pictures_of_all_kinds_are_read_as_here(read_rgb: Callable[[Image.Image], np.ndarray], mode: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    picture = (
+        Image.fromarray(levels).convert(mode) if mode != "I;16" else Image.fromarray(levels[..., 0].astype(np.uint16) * 250)
+    )
+    if mode == "P":
+        picture.info["transparency"] = 3
+    assert np.array_equal(read_rgb(picture), np.asarray(to_pil(from_pil(picture))))
 
 
 def difference(one: Path, other: Image.Image) -> int:

@@ -14,6 +14,17 @@ from PIL import Image, ImageOps
 from transformers import CLIPTextModel, CLIPTokenizer
 
 
+def read_rgb(image: Image.Image) -> np.ndarray:
+    """As it is meant to be seen: upright, 16 bits scaled to 8, transparent parts white. [H,W,3], 0 to 255."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
 class TranslatorPipeline(DiffusionPipeline):
     """Edits a picture in one pass: ``z + strength * unet(z, 0, instruction)`` between an encoder and a decoder.
 
@@ -45,10 +56,10 @@ class TranslatorPipeline(DiffusionPipeline):
         tokens = self.tokenizer(instruction, padding="max_length", truncation=True, return_tensors="pt")
         text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
-        picture = ImageOps.exif_transpose(image).convert("RGB")
+        picture = read_rgb(image)
         multiple = 2 ** (len(self.vae.config["block_out_channels"]) + len(self.unet.config["block_out_channels"]) - 2)
-        width, height = picture.size
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        height, width = picture.shape[:2]
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
         pixels = torch.nn.functional.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
         scale, shift = self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0

@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=1.0)
     args = parser.parse_args()
 
-    picture = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
-    width, height = picture.size
+    picture = read_rgb(Image.open(args.image))
+    height, width = picture.shape[:2]
     multiple = settings["multiple"]  # sides have to be multiples of it
-    pixels = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    pixels = picture.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
     pixels = np.pad(pixels, ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)), mode="edge")
     text = np.load(FOLDER / "tasks.npz")[args.task]
 
@@ -36,6 +36,17 @@ def main() -> None:
     (edited,) = session.run(None, inputs)
     edited = edited[0, :, :height, :width].transpose(1, 2, 0)
     Image.fromarray(((edited + 1) * 127.5).round().clip(0, 255).astype(np.uint8)).save(args.result)
+
+
+def read_rgb(image: Image.Image) -> np.ndarray:
+    """As it is meant to be seen: upright, 16 bits scaled to 8, transparent parts white. [H,W,3], 0 to 255."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
 
 
 if __name__ == "__main__":
