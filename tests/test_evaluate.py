@@ -39,9 +39,9 @@ def test_nans_are_counted_and_left_out() -> None:
 
 def scored(case: Case, output: torch.Tensor, folder: Path) -> dict[str, float]:
     """By all scores that apply and need no network."""
-    scores, _ = build_scores([], None, None, "cpu", str(folder))
-    found = [score.measure([case], output) for score in scores if score.applies(case)]
-    assert {name for one in found for name in one} == {name for s in scores if s.applies(case) for name in s.names}
+    scores = [score for score in build_scores([], None, None, "cpu", str(folder)).found if score.applies(case)]
+    found = [score.measure([case], output) for score in scores]
+    assert {name for one in found for name in one} == {name for score in scores for name in score.names}
     return {name: value.item() for one in found for name, value in one.items()}
 
 
@@ -76,7 +76,7 @@ def test_scores_of_a_batch_are_those_of_each(tmp_path: Path) -> None:
     masks = (torch.rand(3, 1, 24, 20, generator=rng) > 0.5).float()
     masks[1] = 1
     cases = [Case(str(i), images[i : i + 1], "", "", masks[i : i + 1], truth=-images[i : i + 1]) for i in range(3)]
-    for score in build_scores([], None, None, "cpu", str(tmp_path))[0]:
+    for score in build_scores([], None, None, "cpu", str(tmp_path)).found:
         if score.applies(cases[0]):
             together = score.measure(cases, outputs)
             for i, case in enumerate(cases):
@@ -98,16 +98,17 @@ def test_diversity_is_a_ratio_of_spreads() -> None:
 
 
 def test_what_cannot_be_loaded_is_left_out_with_a_line(tmp_path: Path) -> None:
-    scores, left_out = build_scores(["vgg", "none"], str(tmp_path / "none"), str(tmp_path / "none"), "cpu", str(tmp_path))
-    assert all("LPIPS" not in name and "CLIP" not in name for score in scores for name in score.names)
-    assert [line.split(" (")[0].split(":")[0] for line in left_out] == [
+    scores = build_scores(["vgg", "none"], str(tmp_path / "none"), str(tmp_path / "none"), "cpu", str(tmp_path))
+    assert all("LPIPS" not in name and "CLIP" not in name for score in scores.found for name in score.names)
+    assert [line.split(" (")[0].split(":")[0] for line in scores.left_out] == [
         "LPIPS",
         "LPIPS",
         "structure distance",
         f"CLIP model {tmp_path}/none",
     ]
-    assert "there are squeeze, alex, vgg" in left_out[1]
-    assert all("give its folder" in line for line in left_out[2:])
+    assert "there are squeeze, alex, vgg" in scores.left_out[1]
+    assert all("give its folder" in line for line in scores.left_out[2:])
+    assert scores.networks == {}
 
 
 SETTINGS = {"setting": {"seed": 0}, "editor": {"dds": {"steps": 3}}, "picture": {"a": 1, "b": 2}}
@@ -142,6 +143,9 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     for group, name in (("setting", "seed"), ("editor", "dds"), ("picture", "b"), ("editor", "sds")):
         with pytest.raises(UserError, match=f"results of another {group} {name}"):
             Results(tmp_path, {**SETTINGS, group: {name: 9}})
+    Results(tmp_path, SETTINGS).claim({"network": {"CLIP": "a"}})
+    with pytest.raises(UserError, match="results of another network CLIP"):
+        Results(tmp_path, SETTINGS).claim({"network": {"CLIP": "b"}})
 
 
 def test_pie_bench_is_read_as_its_authors_do(tmp_path: Path) -> None:

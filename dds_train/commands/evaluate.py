@@ -127,18 +127,19 @@ def targets_of(entries: Sequence[Entry]) -> list[str]:
 
 def score_all(cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry], results: Results, device: str) -> list[str]:
     """Every score that is not there yet; a line for each that cannot be had."""
-    scores, left_out = build_scores(cfg.lpips.nets, cfg.clip.model, cfg.structure.model, device, cfg.lpips.hub_dir)
-    for line in left_out:
+    scores = build_scores(cfg.lpips.nets, cfg.clip.model, cfg.structure.model, device, cfg.lpips.hub_dir)
+    results.claim({"network": scores.networks})
+    for line in scores.left_out:
         print(f"left out: {line}", flush=True)
     with tqdm(total=len(entries) * len(editors), desc="score", unit="edit") as bar:
         for batch in batches(entries, cfg.batch_size):
             cases = [entry.load() for entry in batch]
             for editor in editors:
                 outputs = torch.stack([read_image(results.picture(editor, case.name)) for case in cases])
-                for score in scores:
+                for score in scores.found:
                     add_score(score, editor, cases, outputs, results)
                 bar.update(len(batch))
-    return left_out
+    return scores.left_out
 
 
 def add_score(score: Score, editor: str, cases: Sequence[Case], outputs: Tensor, results: Results) -> None:

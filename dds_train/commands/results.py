@@ -27,24 +27,28 @@ class Results:
     def __init__(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
         self.folder, self.path = folder, folder / "results.jsonl"
         self.scores: dict[tuple[str, str], dict[str, float]] = {}
-        known = folder / "settings.json"
-        kept: dict[str, dict[str, str]] = json.loads(known.read_text()) if known.exists() else {}
-        merged = {}
-        for group, values in settings.items():
-            hashes = {name: digest(value) for name, value in values.items()}
-            before = kept.get(group, {})
-            changed = [name for name in hashes if before.get(name, hashes[name]) != hashes[name]]
-            if changed:
-                raise UserError(f"output_dir={folder}: holds results of another {group} {changed[0]}; take another folder")
-            merged[group] = {**before, **hashes}
-        folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(merged, indent=2))
+        self.claim(settings)
         end_last_line(self.path)
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut
                 entry = json.loads(line)
                 earlier = {} if entry["made"] else self.scores.get((entry["editor"], entry["image"]), {})
                 self.scores[entry["editor"], entry["image"]] = {**earlier, **entry["scores"]}
+
+    def claim(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """From now on results depend on these settings, too. Raises UserError if earlier ones depend on others."""
+        known = self.folder / "settings.json"
+        kept: dict[str, dict[str, str]] = json.loads(known.read_text()) if known.exists() else {}
+        merged = dict(kept)
+        for group, values in settings.items():
+            hashes = {name: digest(value) for name, value in values.items()}
+            before = kept.get(group, {})
+            changed = [name for name in hashes if before.get(name, hashes[name]) != hashes[name]]
+            if changed:
+                raise UserError(f"output_dir={self.folder}: holds results of another {group} {changed[0]}; take another folder")
+            merged[group] = {**before, **hashes}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(merged, indent=2))
 
     def picture(self, editor: str, image: str) -> Path:
         return self.pictures(editor) / f"{image}.png"

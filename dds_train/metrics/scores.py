@@ -159,10 +159,17 @@ def clip_scores(clip: Clip) -> list[Score]:
     ]
 
 
+@dataclass(frozen=True)
+class Scores:
+    found: list[Score]
+    networks: dict[str, str]  # what was loaded for them: scores by other networks are other scores
+    left_out: list[str]  # a line for each that cannot be had
+
+
 def build_scores(
     lpips: Sequence[str], clip: str | None, structure: str | None, device: str, hub_dir: str | None = None
-) -> tuple[list[Score], list[str]]:
-    """The scores that can be had, and a line for each that cannot.
+) -> Scores:
+    """The scores that can be had.
 
     Args:
         lpips: backbones: squeeze, alex, vgg.
@@ -171,11 +178,13 @@ def build_scores(
     """
     scores = [critter_scores(), truth_scores(), everywhere("PSNR", psnr), everywhere("SSIM", ssim)]
     scores += [background(name, distance) for name, distance in (("PSNR", psnr), ("SSIM", ssim), ("MSE", mse))]
+    networks: dict[str, str] = {}
     left_out: list[str] = []
 
-    def attempt(make: Callable[[], list[Score]]) -> None:
+    def attempt(make: Callable[[], list[Score]], **network: str) -> None:
         try:
             scores.extend(make())
+            networks.update(network)
         except UserError as error:
             left_out.append(str(error))
 
@@ -186,10 +195,10 @@ def build_scores(
     for net in lpips:
         attempt(lambda net=net: lpips_scores(net))  # type: ignore[misc]
     if structure is not None:
-        attempt(lambda: [everywhere("structure", Structure(structure, device))])
+        attempt(lambda: [everywhere("structure", Structure(structure, device))], structure=structure)
     if clip is not None:
-        attempt(lambda: clip_scores(Clip(clip, device)))
-    return scores, left_out
+        attempt(lambda: clip_scores(Clip(clip, device)), CLIP=clip)
+    return Scores(scores, networks, left_out)
 
 
 # ---------------------------------------------------------------- means
