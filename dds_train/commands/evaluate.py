@@ -32,10 +32,11 @@ from dds_train.metrics.distribution import Inception, frechet_distance, kernel_d
 from dds_train.metrics.diversity import spread
 from dds_train.metrics.report import Report, Shown, write_report
 from dds_train.metrics.scores import Case, Mean, Score, build_scores, means
+from dds_train.metrics.verdict import SECONDS
 
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 ALWAYS = ("nothing", "codec")  # what doing nothing gets, and what the codec costs: without them no number means much
-SECONDS, MEMORY = "s / image", "peak MiB"
+MEMORY = "peak MiB"
 
 
 def run(cfg: DictConfig) -> None:

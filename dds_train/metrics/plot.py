@@ -2,6 +2,7 @@
 
 import html
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -47,18 +48,19 @@ def scatter(points: Sequence[Point], curves: Sequence[Sequence[str]], across: st
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" fill="#777">{tick:g}</text>')
     places = {point.name: at(point) for point in points}
     colours: dict[str, str] = {}
+    short: dict[str, str] = {}
     for curve, colour in zip(curves, cycle(COLOURS), strict=False):
         known = [name for name in curve if name in places]
         colours |= dict.fromkeys(known, colour)
+        short |= shortened(known)
         way = " L".join(f"{x:.1f} {y:.1f}" for x, y in map(places.__getitem__, known))
         parts.append(f'<path d="M{way}" fill="none" stroke="{colour}" stroke-width="2" opacity="0.45" />' if way else "")
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places.values()]
     for point in points:
         x, y = places[point.name]
-        name = point.name + ("" if math.isfinite(point.x) else " (∞)")
-        box = next(
-            (box for box in around(x, y, name) if not any(overlap(box, other) for other in taken)), around(x, y, name)[0]
-        )
+        name = short.get(point.name, point.name) + ("" if math.isfinite(point.x) else " (∞)")
+        boxes = [box for box in around(x, y, name) if box[0] > LEFT and box[2] < WIDTH] or around(x, y, name)
+        box = next((box for box in boxes if not any(overlap(box, other) for other in taken)), boxes[0])
         taken.append(box)
         colour = "#999" if point.pale else colours.get(point.name, "#444")
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}" />')
@@ -72,6 +74,12 @@ def scatter(points: Sequence[Point], curves: Sequence[Sequence[str]], across: st
 <text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(across)}</text>
 <text transform="translate(16 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{html.escape(up)}</text>
 </svg>"""
+
+
+def shortened(curve: Sequence[str]) -> dict[str, str]:
+    """Along a curve, the last name stands for all; of the others, what differs: "dds, 25 steps" before "dds" is "25 steps"."""
+    common = os.path.commonprefix(list(curve))  # noqa: RUF071 (of letters, not of paths)
+    return {name: name[len(common) :].lstrip(", ") or name for name in curve[:-1]}
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom

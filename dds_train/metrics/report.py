@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from dds_train.metrics.plot import Point, scatter
 from dds_train.metrics.scores import MEANINGS, meaning
-from dds_train.metrics.verdict import REFERENCES, Summary, Verdict, judge
+from dds_train.metrics.verdict import REFERENCES, SECONDS, Summary, Verdict, judge
 
 SIDE = 112  # pixels of a thumbnail
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
@@ -49,7 +49,7 @@ def write_report(folder: Path, report: Report, most: int = 48) -> None:
     body = f"""<h1>{title}</h1>
 <p class=note>{html.escape(report.what)}</p>
 {verdict_box(verdict)}
-{table(report.summary, [verdict.changed, verdict.kept])}
+{table(report.summary, [verdict.changed, verdict.kept, SECONDS])}
 {left_out(report.left_out)}
 {trade_off(report, verdict)}
 {gallery(report, verdict, most)}

@@ -51,7 +51,7 @@ MEANINGS = {
     "fur": Meaning(1, "share of results with the right fur"),
     "backdrop": Meaning(1, "share of results with the right backdrop"),
     "accessories": Meaning(1, "share of results with glasses and hat as they should be"),
-    "background PSNR": Meaning(1, "in dB, where no edit belongs; infinite if nothing changed there"),
+    "background PSNR": Meaning(1, "in dB, where no edit belongs; infinite if nothing changed there (compare pools errors)"),
     "PSNR to truth": Meaning(1, "in dB, against the true edit"),
     "PSNR": Meaning(1, "in dB, against the input"),
     "SSIM": Meaning(1, "structural similarity to the input, at most 1"),

@@ -12,6 +12,7 @@ PerImage = Mapping[str, Sequence[Mapping[str, float]]]  # editor -> the scores o
 
 REFERENCES = ("nothing", "codec")  # what to compare with; no editors
 TRUE = "gap closed"
+SECONDS = "s / image"
 CHANGED = (TRUE, "CLIP direction")  # whether the edit was made, best measure first
 KEPT = ("background PSNR", "LPIPS squeeze outside", "LPIPS alex outside", "SSIM outside", "LPIPS squeeze", "LPIPS alex", "SSIM")
 
@@ -22,7 +23,7 @@ class Verdict:
     why: str
     changed: str | None  # the score that says whether an edit was made
     kept: str | None  # the score that says whether the rest was kept
-    front: tuple[str, ...]  # editors that no other beats at both
+    front: tuple[str, ...]  # editors that no other beats at both, and that make at least half of the best one's change
 
 
 def judge(summary: Summary, per_image: PerImage) -> Verdict:
@@ -34,14 +35,15 @@ def judge(summary: Summary, per_image: PerImage) -> Verdict:
     changed, kept = first(CHANGED), first(KEPT)
     if changed is None:
         return Verdict(None, "Nothing here measures the change itself; give a CLIP model to rank editors.", None, kept, ())
-    front = tuple(one for one in editors if kept and not any(beats(summary, other, one, changed, kept) for other in editors))
+    most = max(editors, key=lambda editor: value(summary, editor, changed))
+    enough = [one for one in editors if value(summary, one, changed) >= value(summary, most, changed) / 2]
+    front = tuple(one for one in enough if kept and not any(beats(summary, other, one, changed, kept) for other in editors))
     if changed == TRUE or kept is None:
         best, *others = sorted(editors, key=lambda editor: -value(summary, editor, changed))
         why = f"It makes the best edits: {changed} {value(summary, best, changed):.3f}."
         if others:
             why += " " + against(per_image, best, others[0], changed)
-        return Verdict(best, why, changed, kept, front)
-    most = max(editors, key=lambda editor: value(summary, editor, changed))
+        return Verdict(best, why + in_haste(summary, best, changed), changed, kept, front)
 
     def balance(editor: str) -> float:
         share = max(0.0, value(summary, editor, changed)) / max(1e-9, value(summary, most, changed))
@@ -55,7 +57,22 @@ def judge(summary: Summary, per_image: PerImage) -> Verdict:
         f"{most}) and {kept} {value(summary, best, kept):.3f}. Balance is {balance(best):.3f}: the harmonic mean of {changed}, "
         f"as a share of the most, and {similar}."
     )
-    return Verdict(best, why, changed, kept, front)
+    return Verdict(best, why + in_haste(summary, best, changed), changed, kept, front)
+
+
+def in_haste(summary: Summary, best: str, changed: str) -> str:
+    """The fastest of the editors that come near the best one, if it is much faster."""
+    near = [e for e, scores in summary.items() if e not in REFERENCES and SECONDS in scores]
+    near = [e for e in near if value(summary, e, changed) >= 0.8 * value(summary, best, changed)]
+    if best not in near:
+        return ""
+    fastest = min(near, key=lambda editor: value(summary, editor, SECONDS))
+    times = value(summary, best, SECONDS) / max(1e-9, value(summary, fastest, SECONDS))
+    return (
+        f" In haste: {fastest}, {times:.0f} times as fast, {changed} {value(summary, fastest, changed):.3f}."
+        if times > 2
+        else ""
+    )
 
 
 def value(summary: Summary, editor: str, score: str) -> float:
