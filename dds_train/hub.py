@@ -12,7 +12,7 @@ def reachable() -> bool:
     """False only if it is sure: switched off (HF_HUB_OFFLINE), or its name is not known here and there is no proxy to ask."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
-    if getproxies():
+    if {"https", "all"} & set(getproxies()):
         return True
     try:
         socket.getaddrinfo(urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)

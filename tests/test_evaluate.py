@@ -15,7 +15,7 @@ from PIL import Image
 from shell import run
 
 from dds_train.commands.compare import run_names
-from dds_train.commands.evaluate import curves, with_fewer_steps
+from dds_train.commands.evaluate import add_score, curves, with_fewer_steps
 from dds_train.commands.results import Results
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
@@ -23,9 +23,10 @@ from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.errors import UserError
 from dds_train.metrics.cost import cost
 from dds_train.metrics.diversity import diversity
+from dds_train.metrics.pixels import mse
 from dds_train.metrics.plot import Point, overlap, scatter, shortened, ticks
 from dds_train.metrics.report import Report, Shown, number, write_report
-from dds_train.metrics.scores import MEANINGS, Case, Mean, build_scores, meaning, means
+from dds_train.metrics.scores import MEANINGS, Case, Mean, build_scores, everywhere, meaning, means
 from dds_train.metrics.verdict import judge
 
 
@@ -136,6 +137,19 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert again.of("dds", "b") == {}
     lines = again.write_csv(["dds"], ["a", "b"]).read_text().splitlines()
     assert lines == ["image,editor,s / image", "a,dds,0.2", "b,dds,"]
+
+
+def test_a_result_that_is_no_picture_counts_as_nan(tmp_path: Path) -> None:
+    results, image = Results(tmp_path, SETTINGS), torch.zeros(1, 3, 8, 8)
+    for name, more in (("a", {}), ("b", {"diverged": 1.0})):
+        results.picture("dds", name).parent.mkdir(parents=True, exist_ok=True)
+        results.picture("dds", name).touch()
+        results.start("dds", name, {"s / image": 0.1, **more})
+    cases = [Case(name, image, "", "") for name in "ab"]
+    add_score(everywhere("MSE", mse), "dds", cases, torch.ones(2, 3, 8, 8), results)
+    assert results.of("dds", "a")["MSE"] == 0.25
+    assert math.isnan(results.of("dds", "b")["MSE"])
+    assert means([results.of("dds", name) for name in "ab"])["MSE"]["nan"] == 1
 
 
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from dds_train.metrics.verdict import SECONDS
 
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 ALWAYS = ("nothing", "codec")  # what doing nothing gets, and what the codec costs: without them no number means much
-MEMORY = "peak MiB"
+MEMORY, DIVERGED = "peak MiB", "diverged"
 
 
 def run(cfg: DictConfig) -> None:
@@ -45,12 +45,15 @@ def run(cfg: DictConfig) -> None:
     entries = find_entries(cfg)
     for name, fields in chosen.items():
         check_editor(name, fields, targets_of(entries))
+    wanted = [] if cfg.targets is None else [path for _, path in find_pictures(cfg.targets, cfg.output_dir)]
+    if cfg.targets is not None and min(len(wanted), len(entries)) < 2:
+        raise UserError(f"targets={cfg.targets}: FID and KID need at least two pictures on each side")
     results = Results(Path(cfg.output_dir), settings(cfg, chosen, entries))
     build.save_config(cfg, results.folder, unused=UNUSED)
     edit_all(cfg, chosen, entries, results, device)
     left_out = score_all(cfg, list(chosen), entries, results, device)
     summary = {name: means([results.of(name, entry.name) for entry in entries]) for name in chosen}
-    more, also_left_out = scores_of_sets(cfg, list(chosen), entries, results, device)
+    more, also_left_out = scores_of_sets(cfg, list(chosen), entries, wanted, results, device)
     summary = {name: {**scores, **more[name]} for name, scores in summary.items()}
     left_out += also_left_out
     (results.folder / "metrics.json").write_text(json.dumps(plain({"editors": summary, "left out": left_out}), indent=2))
@@ -109,8 +112,9 @@ def edit_with(
         edit = partial(within_memory, partial(edit_cases, editor, of_truth), cases, "give max_side=")
         edited, seconds, memory = cost(edit, device)
         for case, output in zip(cases, edited, strict=True):
-            save_image(output, results.picture(name, case.name))
-            results.start(name, case.name, {SECONDS: seconds / len(cases), MEMORY: memory})
+            lost = not torch.isfinite(output).all()
+            save_image(torch.zeros_like(output) if lost else output, results.picture(name, case.name))
+            results.start(name, case.name, {SECONDS: seconds / len(cases), MEMORY: memory, **({DIVERGED: 1.0} if lost else {})})
         bar.update(len(batch))
 
 
@@ -144,7 +148,7 @@ def score_all(cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry],
 
 
 def add_score(score: Score, editor: str, cases: Sequence[Case], outputs: Tensor, results: Results) -> None:
-    """For the cases that lack it."""
+    """For the cases that lack it; NaN for results that are no picture."""
 
     def lacks(case: Case) -> bool:
         return score.applies(case) and not set(score.names) <= set(results.of(editor, case.name))
@@ -153,13 +157,16 @@ def add_score(score: Score, editor: str, cases: Sequence[Case], outputs: Tensor,
     if rows:
         found = score.measure([cases[row] for row in rows], outputs[rows])
         for number, row in enumerate(rows):
-            results.add(editor, cases[row].name, {name: values[number].item() for name, values in found.items()})
+            lost = DIVERGED in results.of(editor, cases[row].name)
+            values = {name: math.nan if lost else values[number].item() for name, values in found.items()}
+            results.add(editor, cases[row].name, values)
 
 
 def scores_of_sets(
-    cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry], results: Results, device: str
+    cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry], wanted: Sequence[Path], results: Results, device: str
 ) -> tuple[dict[str, dict[str, Mean]], list[str]]:
-    """What is a property of all results of an editor together, and a line for what cannot be had."""
+    """What is a property of all results of an editor together, and a line for what cannot be had. `wanted`: pictures of the
+    target, for FID and KID."""
     found: dict[str, dict[str, Mean]] = {editor: {} for editor in editors}
 
     def pictures(editor: str) -> Iterable[Tensor]:
@@ -172,11 +179,8 @@ def scores_of_sets(
         before = spread(entry.load().image[0] for entry in entries).item()
         for editor in editors if before > 0 else ():
             keep(editor, "diversity", spread(pictures(editor)).item() / before)
-    if cfg.targets is None:
+    if not wanted:
         return found, []
-    wanted = [path for _, path in find_pictures(cfg.targets, results.folder)]
-    if min(len(wanted), len(entries)) < 2:
-        raise UserError(f"targets={cfg.targets}: FID and KID need at least two pictures on each side")
     try:
         inception = Inception(cfg.fid, device)
     except UserError as error:

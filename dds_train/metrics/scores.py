@@ -64,6 +64,7 @@ MEANINGS = {
     "FID": Meaning(-1, "clean-FID: Frechet distance of all results from the pictures of the target; wants thousands of both"),
     "KID": Meaning(-1, "kernel distance of the same features, unbiased for few pictures"),
     "diversity": Meaning(0, "spread of the results over spread of the inputs; near 0 all results are alike"),
+    "diverged": Meaning(0, "results that left the finite numbers; their scores are NaN"),
     "s / image": Meaning(-1, "seconds for each picture, loading aside"),
     "peak MiB": Meaning(-1, "memory in use at most while editing, with all that was loaded for it"),
 }
