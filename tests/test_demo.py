@@ -155,6 +155,8 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
         wait_for(lambda: find("#picture input[type=file]"))
         find("#picture input[type=file]").send_keys(str(picture))
         first = wait_for(pictures)
+        loaded = driver.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
+        assert [one for one in loaded if not one.startswith((url, "blob:", "data:"))] == []  # nothing from elsewhere
         assert first[0].shape == first[1].shape == (70, 53, 3)
         assert np.abs(first[0].astype(int) - first[1]).mean() > 2  # an edit, to be seen
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from shell import run
 
-from dds_train.commands.compare import run_names
-from dds_train.commands.evaluate import add_score, curves, with_fewer_steps
+from dds_train.commands.compare import choose, run_names
+from dds_train.commands.evaluate import ALWAYS, add_score, curves, with_fewer_steps
 from dds_train.commands.results import Results
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
@@ -27,7 +28,7 @@ from dds_train.metrics.pixels import mse
 from dds_train.metrics.plot import Point, overlap, scatter, shortened, ticks
 from dds_train.metrics.report import Report, Shown, number, write_report
 from dds_train.metrics.scores import MEANINGS, Case, Mean, build_scores, everywhere, meaning, means
-from dds_train.metrics.verdict import judge
+from dds_train.metrics.verdict import REFERENCES, judge
 
 
 def test_nans_are_counted_and_left_out() -> None:
@@ -345,6 +346,15 @@ def test_editors_that_differ_in_a_dial_are_one_curve() -> None:
     }
     chosen |= {f"t {s}": {"kind": "translator", "ckpt": "a", "strength": s} for s in (1.0, 0.5)}
     assert curves(chosen) == [["dds, 20 steps", "dds, 50 steps", "dds"], ["sds, 20 steps", "sds"], ["t 0.5", "t 1.0"]]
+
+
+def test_doing_nothing_and_the_codec_are_always_there() -> None:
+    usual = {"steps": 1, "lr": 0.1, "guidance": 1.0, "t_range": [50, 950], "ckpt": None, "strengths": [1.0]}
+    for only in (["mine"], None):
+        cfg = OmegaConf.create({**usual, "only": only, "editors": {"mine": {"loss": "pds"}}})
+        assert list(choose(cfg, ALWAYS)) == ["nothing", "codec", "mine"]
+        assert list(choose(cfg)) == ["mine"]
+    assert set(ALWAYS) == set(REFERENCES)
 
 
 def test_translators_are_told_apart_by_their_paths(tmp_path: Path) -> None:

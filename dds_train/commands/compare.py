@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,11 @@ def run(cfg: DictConfig) -> None:
     print(f'{count} pictures, "{cfg.source}" -> "{cfg.target}"\n\n{table}\npicture  {output_dir / "picture.png"}', flush=True)
 
 
-def choose(cfg: DictConfig, always: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def choose(cfg: DictConfig, always: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
     """name -> all fields of its configuration: the editors wanted, those of `always` first, and the translators."""
-    known: dict[str, dict[str, Any]] = OmegaConf.to_container(cfg.editors, resolve=True)  # type: ignore[assignment]
-    wanted = [*(name for name in always if name in known), *(known if cfg.only is None else cfg.only)]
+    configured: dict[str, dict[str, Any]] = OmegaConf.to_container(cfg.editors, resolve=True)  # type: ignore[assignment]
+    known = {**(always or {}), **configured}
+    wanted = [*(always or {}), *(known if cfg.only is None else cfg.only)]
     for name in wanted:
         if name not in known:
             raise UserError(f"only=[{','.join(wanted)}]: no editor {name}; there are {', '.join(known)}")

@@ -107,6 +107,8 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
 BEST: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
+    ".jfif": {"quality": 95, "subsampling": 0},
+    ".avif": {"quality": 95, "subsampling": "4:4:4"},
     ".webp": {"lossless": True},
 }
 
