@@ -17,7 +17,7 @@ from dds_train.translator import read_card
 
 def run(cfg: DictConfig) -> None:
     if not importlib.util.find_spec("gradio"):
-        raise UserError("demo needs gradio: pip install 'dds_train[demo]'")
+        raise UserError("demo needs gradio: pip install gradio")
     translator = build_translator(cfg, read_card(Path(cfg.ckpt)))
     # Uploads and results are gone when the page is.
     with tempfile.TemporaryDirectory(prefix="dds_train_demo_") as folder:

@@ -64,7 +64,7 @@ def check_format(name: str) -> None:
         raise UserError(f"format={name}: there are {', '.join(FORMATS)}")
     missing = [module for module in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(module)]
     if name == "onnx" and missing:
-        raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'dds_train[onnx]'")
+        raise UserError(f"format=onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def write(form: str, folder: Path, translator: Translator) -> str:

@@ -55,7 +55,7 @@ def check_choices(cfg: DictConfig) -> None:
     if unknown:
         raise UserError(f"way=[{','.join(cfg.way)}]: there are {', '.join(WAYS)}")
     if "mp4" in cfg.way and not importlib.util.find_spec("imageio_ffmpeg"):
-        raise UserError("way=[mp4] needs ffmpeg: pip install 'dds_train[video]', or take way=[gif]")
+        raise UserError("way=[mp4] needs ffmpeg: pip install imageio imageio-ffmpeg, or take way=[gif]")
     if cfg.exact_background not in ("auto", True, False):
         raise UserError(f"exact_background={cfg.exact_background}: take auto, true or false")
 
