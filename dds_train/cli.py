@@ -144,9 +144,12 @@ def explain(error: Exception, usual: "DictConfig", overrides: Sequence[str]) -> 
         full = next((o.split("=")[0] for o in overrides if o.split("=")[0].endswith(unknown[1])), unknown[1])
         return f"no key '{full}' in this command's configuration{nearest(full, leaves(usual))}"
     if "LexerNoViableAltException" in text or "no viable alternative" in text or "mismatched input" in text:
-        bad = next((o for o in overrides if o in text or o.split("=", 1)[-1] in text), overrides[0])
-        key, _, value = bad.partition("=")
-        return f"{bad}: quote the value: {key}=\"'{value}'\""
+        quoted_whole = (o for o in overrides if o in text)
+        bad = next(quoted_whole, next((o for o in overrides if o.split("=", 1)[-1] in text), overrides[0]))
+        key, _, value = bad.removeprefix("++").partition("=")  # two are ours: see `opened`
+        if " " in key:
+            return f"{key}: a key has no spaces"
+        return f"{key}={value}: quote the value: {key}=\"'{value}'\""
     return text.split(" See ")[0]
 
 

@@ -111,7 +111,7 @@ def test_compare_critters(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["nothing"]["gap_closed"] == pytest.approx(0)
     assert scores["codec"]["gap_closed"] > 0.9
-    assert {"sdedit", "ddim inversion", "sds", "dds", "mine"} < set(scores)
+    assert {"sdedit", "ddim_inversion", "sds", "dds", "mine"} < set(scores)
     assert (tmp_path / "out" / "table.md").read_text() in printed
     sheet = Image.open(tmp_path / "out" / "picture.png")
     assert sheet.width > (len(scores) + 2) * 90

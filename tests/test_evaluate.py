@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from shell import run
 
+from dds_train.cli import CONF
 from dds_train.commands.compare import choose, run_names
 from dds_train.commands.evaluate import ALWAYS, add_score, curves, with_fewer_steps
 from dds_train.commands.results import Results
@@ -425,6 +427,25 @@ def test_evaluate_a_list_of_pictures(tmp_path: Path) -> None:
     assert "Use <b>" in (tmp_path / "out" / "report.html").read_text()  # one truth is enough to rank by
     printed = run("evaluate", "image=e.csv", *quick, "output_dir=out2", "ckpt=no", cwd=tmp_path, code=2)
     assert "ckpt=no" in printed
+
+
+@pytest.mark.slow
+def test_the_whole_family_on_the_shape_of_stable_diffusion(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Pictures of two sizes, each with sentences of its own."""
+    rng = np.random.default_rng(0)
+    for one in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 32 + 8 * (one % 2), 3), np.uint8)).save(tmp_path / f"{one}.png")
+    lines = "".join(f"{one}.png,a photo of a cat {one},a photo of a dog {one}\n" for one in range(3))
+    (tmp_path / "e.csv").write_text(f"image,source,target\n{lines}")
+    own = (f"teacher.path={tiny('v_prediction')}", "guidance=2.0", "lr=0.01", "t_range=[50,900]", "editors.sdedit.steps=4")
+    quick = ("lpips.nets=[]", "clip.model=null", "structure.model=null", "steps=2", "editors.ddim_inversion.steps=4")
+    run("evaluate", "image=e.csv", "editors=family", "only=null", *own, *quick, "batch_size=2", "output_dir=out", cwd=tmp_path)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["editors"]
+    family = OmegaConf.load(CONF / "editors" / "family.yaml")
+    assert list(metrics) == list(family)
+    assert all(scores["PSNR"]["count"] == 3 for scores in metrics.values())
+    edited = {(tmp_path / "out" / "pictures" / name / "0000 0.png").read_bytes() for name in metrics}
+    assert len(edited) == len(metrics)  # each in its own way
 
 
 class TinyInception(torch.nn.Module):
