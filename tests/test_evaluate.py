@@ -229,6 +229,10 @@ def test_the_best_edits_are_those_nearest_to_the_truth() -> None:
     assert "do not tell the two apart" in verdict.why
     rows["a"] = [{**row, "gap closed": 0.3 + other["gap closed"]} for row, other in zip(rows["a"], rows["b"], strict=True)]
     assert "apart" not in judge(as_summary(rows), rows).why
+    for row, gain in zip(rows["a"], (0.05, 0.3, 0.05), strict=True):  # 1.6 standard errors are not enough
+        row["gap closed"] = gain
+    rows["b"] = [{**row, "gap closed": 0.0} for row in rows["b"]]
+    assert "do not tell the two apart" in judge(as_summary(rows), rows).why
 
 
 def test_a_much_faster_editor_that_is_nearly_as_good_is_named() -> None:
@@ -270,13 +274,15 @@ def test_ticks_enclose_what_is_plotted(low: float, high: float) -> None:
 
 
 def test_points_stand_where_they_should() -> None:
-    points = [Point("a", 0.0, 0.0), Point("b", 1.0, 1.0), Point("far", math.inf, 0.5), Point("none", math.nan, 0.5)]
+    points = [Point("a", 0.0, 0.0), Point("b", 2.0, 1.0), Point("far", math.inf, 0.5), Point("none", math.nan, 0.5)]
+    points.append(Point("middle", 1.0, 0.5))
     for flip in (False, True):
         drawn = scatter(points, [["a", "b"]], "x", "y", flip)
-        (ax, ay), (bx, by), (fx, _) = [tuple(map(float, c)) for c in re.findall(r'cx="(\S+)" cy="(\S+)"', drawn)]
+        (ax, ay), (bx, by), (fx, _), (mx, my) = [tuple(map(float, c)) for c in re.findall(r'cx="(\S+)" cy="(\S+)"', drawn)]
         assert ay > by  # upwards
         assert (ax > bx) == flip
         assert fx > max(ax, bx)
+        assert (mx, my) == (pytest.approx((ax + bx) / 2, abs=0.1), pytest.approx((ay + by) / 2, abs=0.1))
     assert scatter(points[:1], [], "x", "y") == ""
 
 
@@ -344,7 +350,7 @@ def test_editors_that_differ_in_a_dial_are_one_curve() -> None:
     dds = {"kind": "optimize", "loss": "dds", "lr": 0.1, "steps": 200}
     chosen = {
         "nothing": {"kind": "nothing"},
-        **with_fewer_steps({"dds": dds, "sds": {**dds, "loss": "sds", "steps": 40}}, [50, 20]),
+        **with_fewer_steps({"dds": dds, "sds": {**dds, "loss": "sds", "steps": 40}}, [50, 20, 200]),
     }
     chosen |= {f"t {s}": {"kind": "translator", "ckpt": "a", "strength": s} for s in (1.0, 0.5)}
     assert curves(chosen) == [["dds, 20 steps", "dds, 50 steps", "dds"], ["sds, 20 steps", "sds"], ["t 0.5", "t 1.0"]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dds_train.data.images import from_pil, labelled_grid, overview, read_image, save_image, square_crop, strip, to_pil
+from dds_train.data.images import from_pil, labelled_grid, overview, read_image, rounded, save_image, square_crop, strip, to_pil
 from dds_train.data.paths import find_images
 from dds_train.errors import UserError
 from dds_train.frozen import Pretrained
@@ -154,3 +154,10 @@ def test_a_labelled_grid_has_a_row_for_each_picture_and_a_head() -> None:
     named = labelled_grid(columns, ["one", "two"], side=40, gap=4)
     torch.testing.assert_close(named[..., 44:], grid)
     assert (named[:, head : head + 40, :40] < 0).any()
+
+
+def test_rounded_is_what_a_file_gives_back(tmp_path: Path) -> None:
+    image = torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    save_image(image, tmp_path / "a.png")
+    assert torch.equal(read_image(tmp_path / "a.png"), rounded(image))
+    assert torch.equal(rounded(rounded(image)), rounded(image))

@@ -21,6 +21,7 @@ from dds_train.metrics.clip import Clip
 from dds_train.metrics.distribution import Inception, clean_resize, frechet_distance, kernel_distance
 from dds_train.metrics.perceptual import Lpips, Structure
 from dds_train.metrics.pixels import mse, outside, psnr, ssim
+from dds_train.metrics.scores import Case, clip_scores
 
 
 def pictures(seed: int, count: int = 2, size: tuple[int, int] = (40, 33)) -> Tensor:
@@ -194,6 +195,23 @@ def test_clip_is_that_of_transformers(clip_folder: Path) -> None:
     assert clip.images(torch.zeros(1, 3, 40, 64)).shape == (1, 16)
     with pytest.raises(UserError, match="CLIP model nowhere"):
         Clip("nowhere")
+
+
+def test_scores_by_clip(clip_folder: Path) -> None:
+    clip, (a, b) = Clip(str(clip_folder)), (pictures(seed, 2, (32, 32)) for seed in (0, 1))
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[:, :, 8:] = 1
+    cases = [Case(str(i), a[i : i + 1], f"a cat {i}", f"a dog {i}", mask[i : i + 1]) for i in range(2)]
+    whole, inside = clip_scores(clip)
+    found, targets = whole.measure(cases, b), ["a dog 0", "a dog 1"]
+    like = torch.tensor(clip.similarity(b, targets))
+    torch.testing.assert_close(found["CLIP target"], like)
+    torch.testing.assert_close(found["CLIP target - source"], like - torch.tensor(clip.similarity(b, ["a cat 0", "a cat 1"])))
+    torch.testing.assert_close(found["CLIP direction"], clip.direction(a, b, ["a cat 0", "a cat 1"], targets))
+    black = b.clone()
+    black[:, :, :8] = -1  # PIE-Bench's way: all but the edited part is black
+    torch.testing.assert_close(inside.measure(cases, b)["CLIP target inside"], torch.tensor(clip.similarity(black, targets)))
+    assert not inside.applies(Case("a", a[:1], "", ""))
 
 
 # ---------------------------------------------------------------- sets of pictures
