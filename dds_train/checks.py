@@ -143,7 +143,10 @@ def check_paths(values: Mapping[str, Any]) -> None:
     ):
         specs = values.get(key) or []
         for spec in [specs] if isinstance(specs, (str, int)) else specs:
-            find(str(spec), key)
+            if key == "image" and is_manifest(spec):
+                read_manifest(spec)
+            else:
+                find(str(spec), key)
     mask = values.get("mask")
     if mask not in (None, "auto") and not Path(str(mask)).exists():
         raise UserError(f"mask={mask}: no such file or folder; give a picture, a folder of them, or auto")

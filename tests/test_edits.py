@@ -9,10 +9,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from dds_train.checks import check_paths
 from dds_train.cli import check
 from dds_train.commands.edits import Edit, is_done, load_batch, make_batches, plan_edits, settings
 from dds_train.data.images import read_mask
-from dds_train.data.manifest import read_manifest
+from dds_train.data.manifest import is_manifest, read_manifest
 from dds_train.errors import UserError
 
 
@@ -36,6 +37,19 @@ def test_csv_and_jsonl_say_the_same(folder: Path) -> None:
     first, second = plan_edits(config(image=str(folder / "e.csv"), seed=3))
     assert first == Edit("a-a-dog-asleep", folder / "a.png", "a cat", "a dog, asleep", str(folder / "m.png"), 7)
     assert second == Edit("b-a-lion", folder / "b.png", "a cat", "a lion", "auto", 3)
+
+
+def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
+    assert not is_manifest(str(folder))
+    (folder / "lists").mkdir()
+    (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,../b.png\n")
+    assert is_manifest(str(folder / "lists"))
+    (entry,) = read_manifest(folder / "lists")
+    assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (folder / "a.png", folder / "b.png")
+    check_paths({"image": str(folder / "lists")})  # has no pictures itself
+    (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
+    with pytest.raises(UserError, match="line 2: truth='none.png': no such file"):
+        check_paths({"image": str(folder / "lists")})
 
 
 def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:

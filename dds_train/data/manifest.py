@@ -25,17 +25,24 @@ class Entry:
 
 
 def is_manifest(spec: object) -> TypeGuard[str]:
-    return isinstance(spec, str) and Path(spec).suffix.lower() in EXTENSIONS and Path(spec).is_file()
+    """Whether `spec` is such a file, or a folder that has one: edits.csv or edits.jsonl."""
+    return isinstance(spec, str) and manifest_of(spec) is not None
+
+
+def manifest_of(spec: str | Path) -> Path | None:
+    path = Path(spec).expanduser()
+    candidates = [path] if path.suffix.lower() in EXTENSIONS else [path / f"edits{ending}" for ending in sorted(EXTENSIONS)]
+    return next((one for one in candidates if one.is_file()), None)
 
 
 def read_manifest(path: str | Path) -> list[Entry]:
-    """The edits that a CSV (with a header) or JSONL file asks for. Columns are image, and if wanted source, target (in JSONL
-    also a list), mask, seed and truth. Paths are relative to the file.
+    """The edits that a CSV (with a header) or JSONL file asks for, or edits.csv or edits.jsonl in a folder. Columns are image,
+    and if wanted source, target (in JSONL also a list), mask, seed and truth. Paths are relative to the file.
 
     Raises:
         UserError: naming file and line, for unknown columns, pictures that are not there, and what cannot be read.
     """
-    path = Path(path)
+    path = manifest_of(path) or Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
