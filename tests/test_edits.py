@@ -48,7 +48,7 @@ def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
     assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (folder / "a.png", folder / "b.png")
     check_paths({"image": str(folder / "lists")})  # has no pictures itself
     (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
-    with pytest.raises(UserError, match="line 2: truth='none.png': no such file"):
+    with pytest.raises(UserError, match=r"line 2: truth='none\.png': no such file"):
         check_paths({"image": str(folder / "lists")})
 
 
