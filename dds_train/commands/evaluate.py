@@ -4,7 +4,6 @@ First all editing, one editor after the other, then all scoring, of the written 
 a stopped run goes on, and a score whose network was not there comes later without editing again.
 """
 
-import gc
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +97,6 @@ def edit_all(
             bar.update(len(entries) - len(todo))
             if todo:
                 edit_with(cfg, name, fields, todo, results, device, bar)
-                gc.collect()
 
 
 def edit_with(

@@ -1,6 +1,8 @@
 """What an edit costs: time and memory."""
 
 import contextlib
+import ctypes
+import gc
 import re
 import time
 from collections.abc import Callable
@@ -30,7 +32,11 @@ def cost(work: Callable[[], T], device: str) -> tuple[T, float, float]:
 
 
 def reset_peak() -> None:
-    with contextlib.suppress(OSError):  # not Linux, or not allowed: then `peak` is that of the process's whole life
+    gc.collect()
+    with contextlib.suppress(
+        OSError, AttributeError, TypeError
+    ):  # not Linux: then `peak` is that of the process's whole life, or unknown
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed goes back to the system
         Path("/proc/self/clear_refs").write_text("5")
 
 
