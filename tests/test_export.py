@@ -143,7 +143,7 @@ def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, pict
     assert {name: (tmp_path / "out" / name).read_bytes() for name in uploaded} == uploaded
     assert set(uploaded) == {"README.md", "config.json", "translator.safetensors", "examples.png"}
     card = uploaded["README.md"].decode()
-    assert "| nothing | ∞ | 0.500 |" in card
-    assert "| translator a |  | 0.712 |" in card
+    assert "| nothing | 0.500 | ∞ |" in card
+    assert "| translator a | 0.712 |  |" in card
     assert "| dds |" not in card
     assert card.startswith("---\nlibrary_name: dds_train")

@@ -16,7 +16,7 @@ from dds_train.commands.inputs import find_pictures
 from dds_train.data.images import overview, save_image
 from dds_train.data.pictures import read_picture
 from dds_train.errors import UserError
-from dds_train.metrics.report import number
+from dds_train.metrics.report import number, score_names
 from dds_train.metrics.verdict import REFERENCES
 from dds_train.pipeline import Translator
 from dds_train.translator import export_translator, load_translator, read_card
@@ -144,7 +144,7 @@ def measured(path: str | None) -> str:
     try:
         editors = json.loads(Path(path).read_text())["editors"]
         rows = {name: scores for name, scores in editors.items() if name in REFERENCES or name.startswith("translator")}
-        names = list(dict.fromkeys(score for scores in rows.values() for score in scores))
+        names = score_names(rows)
         lines = [["editor", *names], ["---"] * (len(names) + 1)]
         lines += [[name, *(cell(scores, score) for score in names)] for name, scores in rows.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
