@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dds_train import Translator
 from dds_train.commands.inputs import Record, find_pictures
-from dds_train.commands.streams import WriteBehind, read_ahead, within_memory
+from dds_train.commands.streams import WriteBehind, batches, read_ahead, within_memory
 from dds_train.data.images import Extras, read_image, read_with_extras, save_image
 from dds_train.data.tiles import fade, starts, tiled
 from dds_train.errors import UserError
@@ -266,3 +266,8 @@ def test_what_memory_does_not_hold_is_edited_in_parts() -> None:
     assert max(sizes) == 2
     with pytest.raises(UserError, match=r"does not fit .*; take a smaller one"):
         within_memory(partial(edit, most=0), range(7), "take a smaller one")
+
+
+def test_batches_hold_pictures_of_one_size() -> None:
+    sizes = {"a": (8, 8), "b": (8, 9), "c": (8, 8), "d": (8, 8), "e": (8, 9)}
+    assert list(batches(list(sizes), sizes.__getitem__, 2)) == [["a", "c"], ["d"], ["b", "e"]]

@@ -1,8 +1,7 @@
 """What editors are measured on: critters, the user's pictures, a list of edits, PIE-Bench."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +124,3 @@ def pie_bench_entries(cfg: DictConfig) -> list[Entry]:
 
         entries.append(Entry(plain.name, plain.size, plain.source, plain.target, plain.identity, load))
     return entries
-
-
-def batches(entries: Sequence[Entry], size: int) -> Iterator[list[Entry]]:
-    """Pictures of one size together."""
-    for _, alike in groupby(sorted(entries, key=lambda entry: entry.size), key=lambda entry: entry.size):
-        some = list(alike)
-        yield from (some[start : start + size] for start in range(0, len(some), size))

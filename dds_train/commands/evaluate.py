@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.cases import Entry, batches, find_entries
+from dds_train.commands.cases import Entry, find_entries
 from dds_train.commands.compare import build_editor, check_editor, choose
 from dds_train.commands.inputs import find_pictures, sha256
 from dds_train.commands.results import Results
-from dds_train.commands.streams import within_memory
+from dds_train.commands.streams import batches, within_memory
 from dds_train.data.images import read_image, save_image
 from dds_train.editing.editors import Editor, Setting
 from dds_train.errors import UserError
@@ -106,7 +106,7 @@ def edit_with(
     editor = build_editor(name, fields, Setting(build.build_pretrained(cfg.teacher, device), targets_of(entries), cfg.seed))
     # Through the codec goes the truth, where it is known: the best that any editor behind this codec could do.
     of_truth = fields["kind"] == "round_trip"
-    for batch in batches(entries, cfg.batch_size):
+    for batch in batches(entries, size_of, cfg.batch_size):
         cases = [entry.load() for entry in batch]
         edit = partial(within_memory, partial(edit_cases, editor, of_truth), cases, "give max_side=")
         edited, seconds, memory = cost(edit, device)
@@ -120,6 +120,10 @@ def edit_with(
 def edit_cases(editor: Editor, of_truth: bool, cases: Sequence[Case]) -> Iterable[Tensor]:
     inputs = torch.cat([case.truth if of_truth and case.truth is not None else case.image for case in cases])
     return editor(inputs, [case.source for case in cases], [case.target for case in cases])
+
+
+def size_of(entry: Entry) -> tuple[int, int]:
+    return entry.size
 
 
 def targets_of(entries: Sequence[Entry]) -> list[str]:
@@ -136,7 +140,7 @@ def score_all(cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry],
     for line in scores.left_out:
         print(f"left out: {line}", flush=True)
     with tqdm(total=len(entries) * len(editors), desc="score", unit="edit") as bar:
-        for batch in batches(entries, cfg.batch_size):
+        for batch in batches(entries, size_of, cfg.batch_size):
             cases = [entry.load() for entry in batch]
             for editor in editors:
                 outputs = torch.stack([read_image(results.picture(editor, case.name)) for case in cases])

@@ -1,9 +1,8 @@
 """Edit pictures with a trained translator, one pass each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from dds_train import build
 from dds_train.commands.edits import AUTO, keeps_background, mask_of
 from dds_train.commands.inputs import Record, check_readable, find_pictures, sha256
-from dds_train.commands.streams import WriteBehind, read_ahead, within_memory
+from dds_train.commands.streams import WriteBehind, batches, read_ahead, within_memory
 from dds_train.data.images import fit_into, overview, read_mask, save_image
 from dds_train.data.pictures import Picture, read_picture
 from dds_train.editing.masks import automatic_mask, feathered, on_background, pixel_mask
@@ -52,7 +51,7 @@ def run(cfg: DictConfig) -> None:
 
     with tqdm(total=len(todo), desc="predict", unit="image") as bar, WriteBehind() as writer:
         read = partial(read_batch, max_side=cfg.max_side)
-        for batch, pictures in read_ahead(read, batches(todo, sizes, cfg.batch_size)):
+        for batch, pictures in read_ahead(read, batches(todo, sizes.__getitem__, cfg.batch_size)):
             items = [(picture, masks[path]) for path, picture in zip(batch, pictures, strict=True)]
             edited = within_memory(partial(edit, cfg, translator, task), items, "give a smaller tile=")
             for path, picture, result in zip(batch, pictures, edited, strict=True):
@@ -101,13 +100,6 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 def result_name(name: str, path: Path, form: str) -> str:
     return f"{name}{path.suffix if form == 'same' else '.png'}"
-
-
-def batches(paths: Sequence[Path], sizes: dict[Path, tuple[int, int]], batch_size: int) -> Iterator[list[Path]]:
-    """Pictures of one size together."""
-    for _, alike in groupby(sorted(paths, key=sizes.__getitem__), key=sizes.__getitem__):
-        some = list(alike)
-        yield from (some[start : start + batch_size] for start in range(0, len(some), batch_size))
 
 
 def read_batch(paths: Sequence[Path], max_side: int | None) -> list[Picture]:

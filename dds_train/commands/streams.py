@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from types import TracebackType
 from typing import TypeVar
 
@@ -13,6 +14,13 @@ from dds_train.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def batches(items: Sequence[T], size_of: Callable[[T], tuple[int, int]], most: int) -> Iterator[list[T]]:
+    """Pictures of one size together, at most so many."""
+    for _, alike in groupby(sorted(items, key=size_of), key=size_of):
+        some = list(alike)
+        yield from (some[start : start + most] for start in range(0, len(some), most))
 
 
 def read_ahead(read: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
