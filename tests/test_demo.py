@@ -12,26 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gradio_client import Client, handle_file
 from PIL import Image
+from random_translator import export_random
 from shell import environment, run
 
 from dds_train import Translator
 from dds_train.demo import OWN_WORDS
-from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator
+from dds_train.translator import Task
 
 
 @pytest.fixture(scope="module")
 def ckpt(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    network = UNetTranslator(4, 32, channels=[16, 32], attention=[True, False], depth=1, heads=2, groups=8)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    folder = tmp_path_factory.mktemp("demo") / "translator"
     tasks = {"lion": Task("a cat", "a lion", "make it a lion"), "dog": Task("a cat", "a dog", "make it a dog")}
-    export_translator(folder, network, TranslatorCard(tasks, str(tiny("epsilon")), network.config))
-    return folder
+    return export_random(tmp_path_factory.mktemp("demo") / "translator", tiny("epsilon"), tasks, std=0.1)
 
 
 @pytest.fixture

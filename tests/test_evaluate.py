@@ -18,10 +18,11 @@ from shell import run
 
 from dds_train.cli import CONF
 from dds_train.commands.compare import choose, run_names
-from dds_train.commands.evaluate import ALWAYS, add_score, curves, with_fewer_steps
+from dds_train.commands.evaluate import ALWAYS, add_scores, curves, with_fewer_steps
 from dds_train.commands.results import Results
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
+from dds_train.data.images import save_image
 from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.errors import UserError
 from dds_train.metrics.cost import cost
@@ -145,11 +146,10 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
 def test_a_result_that_is_no_picture_counts_as_nan(tmp_path: Path) -> None:
     results, image = Results(tmp_path, SETTINGS), torch.zeros(1, 3, 8, 8)
     for name, more in (("a", {}), ("b", {"diverged": 1.0})):
-        results.picture("dds", name).parent.mkdir(parents=True, exist_ok=True)
-        results.picture("dds", name).touch()
+        save_image(torch.ones(3, 8, 8), results.picture("dds", name))
         results.start("dds", name, {"s / image": 0.1, **more})
     cases = [Case(name, image, "", "") for name in "ab"]
-    add_score(everywhere("MSE", mse), "dds", cases, torch.ones(2, 3, 8, 8), results)
+    add_scores([everywhere("MSE", mse)], "dds", cases, results)
     assert results.of("dds", "a")["MSE"] == 0.25
     assert math.isnan(results.of("dds", "b")["MSE"])
     assert means([results.of("dds", name) for name in "ab"])["MSE"]["nan"] == 1

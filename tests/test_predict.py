@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from random_translator import export_random
 from torch import Tensor
 
 from dds_train import Translator
@@ -18,7 +19,7 @@ from dds_train.commands.streams import WriteBehind, batches, read_ahead, within_
 from dds_train.data.images import Extras, read_image, read_with_extras, save_image
 from dds_train.data.tiles import fade, starts, tiled
 from dds_train.errors import UserError
-from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator
+from dds_train.translator import Task
 
 
 def noise(*shape: int) -> Tensor:
@@ -152,14 +153,8 @@ def test_a_record_knows_what_is_done(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    network = UNetTranslator(4, 32, channels=[16, 32], attention=[True, False], depth=1, heads=2, groups=8)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    folder = tmp_path_factory.mktemp("exported") / "translator"
-    card = TranslatorCard({"lion": Task("a cat", "a lion", "a lion")}, str(tiny("epsilon")), network.config)
-    export_translator(folder, network, card)
-    return folder
+    tasks = {"lion": Task("a cat", "a lion", "a lion")}
+    return export_random(tmp_path_factory.mktemp("exported") / "translator", tiny("epsilon"), tasks, std=0.05)
 
 
 def test_three_lines(exported: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What editors are measured on: critters, the user's pictures, a list of edits, PIE-Bench."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,7 @@ def pie_bench_entries(cfg: DictConfig) -> list[Entry]:
             )
 
         def load(plain: Entry = plain, mask: Tensor = one.mask) -> Case:
-            case = plain.load()
-            return Case(case.name, case.image, case.source, case.target, mask)
+            return replace(plain.load(), mask=mask)
 
-        entries.append(Entry(plain.name, plain.size, plain.source, plain.target, plain.identity, load))
+        entries.append(replace(plain, load=load))
     return entries

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from dds_train.metrics.distribution import Inception, frechet_distance, kernel_d
 from dds_train.metrics.diversity import spread
 from dds_train.metrics.report import Report, Shown, write_report
 from dds_train.metrics.scores import Case, Mean, Score, build_scores, means
-from dds_train.metrics.verdict import SECONDS
+from dds_train.metrics.verdict import SECONDS, Summary
 
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 # What doing nothing gets, and what the codec costs: without them no number means much.
@@ -106,7 +107,7 @@ def edit_with(
     editor = build_editor(name, fields, Setting(build.build_pretrained(cfg.teacher, device), targets_of(entries), cfg.seed))
     # Through the codec goes the truth, where it is known: the best that any editor behind this codec could do.
     of_truth = fields["kind"] == "round_trip"
-    for batch in batches(entries, size_of, cfg.batch_size):
+    for batch in batches(entries, attrgetter("size"), cfg.batch_size):
         cases = [entry.load() for entry in batch]
         edit = partial(within_memory, partial(edit_cases, editor, of_truth), cases, "give max_side=")
         edited, seconds, memory = cost(edit, device)
@@ -120,10 +121,6 @@ def edit_with(
 def edit_cases(editor: Editor, of_truth: bool, cases: Sequence[Case]) -> Iterable[Tensor]:
     inputs = torch.cat([case.truth if of_truth and case.truth is not None else case.image for case in cases])
     return editor(inputs, [case.source for case in cases], [case.target for case in cases])
-
-
-def size_of(entry: Entry) -> tuple[int, int]:
-    return entry.size
 
 
 def targets_of(entries: Sequence[Entry]) -> list[str]:
@@ -140,24 +137,26 @@ def score_all(cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry],
     for line in scores.left_out:
         print(f"left out: {line}", flush=True)
     with tqdm(total=len(entries) * len(editors), desc="score", unit="edit") as bar:
-        for batch in batches(entries, size_of, cfg.batch_size):
+        for batch in batches(entries, attrgetter("size"), cfg.batch_size):
             cases = [entry.load() for entry in batch]
             for editor in editors:
-                outputs = torch.stack([read_image(results.picture(editor, case.name)) for case in cases])
-                for score in scores.found:
-                    add_score(score, editor, cases, outputs, results)
+                add_scores(scores.found, editor, cases, results)
                 bar.update(len(batch))
     return scores.left_out
 
 
-def add_score(score: Score, editor: str, cases: Sequence[Case], outputs: Tensor, results: Results) -> None:
-    """For the cases that lack it; NaN for results that are no picture."""
+def add_scores(scores: Sequence[Score], editor: str, cases: Sequence[Case], results: Results) -> None:
+    """Those that cases lack; NaN for results that are no picture."""
 
-    def lacks(case: Case) -> bool:
-        return score.applies(case) and not set(score.names) <= set(results.of(editor, case.name))
+    def lacking(score: Score) -> list[int]:
+        found = [(score.applies(case) and not set(score.names) <= set(results.of(editor, case.name))) for case in cases]
+        return [number for number, lacks in enumerate(found) if lacks]
 
-    rows = [number for number, case in enumerate(cases) if lacks(case)]
-    if rows:
+    todo = [(score, rows) for score in scores if (rows := lacking(score))]
+    if not todo:
+        return
+    outputs = torch.stack([read_image(results.picture(editor, case.name)) for case in cases])
+    for score, rows in todo:
         found = score.measure([cases[row] for row in rows], outputs[rows])
         for number, row in enumerate(rows):
             lost = DIVERGED in results.of(editor, cases[row].name)
@@ -205,7 +204,7 @@ def report(
     chosen: Mapping[str, dict[str, Any]],
     entries: Sequence[Entry],
     results: Results,
-    summary: Mapping[str, Mapping[str, Mean]],
+    summary: Summary,
     left_out: Sequence[str],
 ) -> Report:
     def shown(entry: Entry) -> Shown:

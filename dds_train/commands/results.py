@@ -17,8 +17,8 @@ class Results:
 
     Args:
         folder: may hold results of earlier runs.
-        settings: what determines results: of all editors ("common"), of each editor and of each picture by name. Editors and
-            pictures may come and go between runs, but what is there must be as it was.
+        settings: group -> name -> what results depend on, such as each editor's and each picture's. Names may come and go
+            between runs, but what is there must be as it was.
 
     Raises:
         UserError: if the folder holds results of other settings.
@@ -51,10 +51,7 @@ class Results:
         known.write_text(json.dumps(merged, indent=2))
 
     def picture(self, editor: str, image: str) -> Path:
-        return self.pictures(editor) / f"{image}.png"
-
-    def pictures(self, editor: str) -> Path:
-        return self.folder / "pictures" / editor.replace("/", "-")
+        return self.folder / "pictures" / editor.replace("/", "-") / f"{image}.png"
 
     def of(self, editor: str, image: str) -> dict[str, float]:
         """All scores of one result; none if it has not been made yet."""
