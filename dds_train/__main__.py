@@ -1,4 +1,4 @@
-from dds_train.cli import main
+from dds_train.cli.main import main
 
 if __name__ == "__main__":
     main()

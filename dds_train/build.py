@@ -17,19 +17,19 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor
 
-from dds_train.cli import CONF
+from dds_train.cli.main import CONF
 from dds_train.data.source import Source
 from dds_train.data.synthetic import SyntheticSource
+from dds_train.diffusion import DiffusionCheckpoint, Teacher
+from dds_train.diffusion.device import find_device
 from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.linear import WEIGHTS
 from dds_train.distillation.losses import LOSSES, Loss
 from dds_train.distillation.noise import ScoreModel
 from dds_train.distillation.variational import VariationalLoss
-from dds_train.editing.store import TensorStore
-from dds_train.editing.student import LoRAStudent
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained, Teacher
-from dds_train.frozen.device import find_device
+from dds_train.methods.store import TensorStore
+from dds_train.methods.student import LoRAStudent
 from dds_train.training.schedules import Ramp
 from dds_train.translator import Task, make_translator
 from dds_train.translator.task import CAPTION
@@ -43,7 +43,7 @@ def build_rank_device(name: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def build_pretrained(cfg: DictConfig, device: str) -> Pretrained:
+def build_checkpoint(cfg: DictConfig, device: str) -> DiffusionCheckpoint:
     """`cfg` is the group teacher."""
     # Their notes on every load say nothing that a user of this command line could act on.
     diffusers.utils.logging.set_verbosity_error()
@@ -52,7 +52,7 @@ def build_pretrained(cfg: DictConfig, device: str) -> Pretrained:
     if cfg.dtype != "auto" and cfg.dtype not in DTYPES:
         raise UserError(f"teacher.dtype={cfg.dtype}: take auto, {', '.join(DTYPES)}")
     auto = torch.float16 if device.startswith("cuda") else torch.float32
-    return Pretrained(str(cfg.path), device, auto if cfg.dtype == "auto" else DTYPES[cfg.dtype])
+    return DiffusionCheckpoint(str(cfg.path), device, auto if cfg.dtype == "auto" else DTYPES[cfg.dtype])
 
 
 def load_loss(name: str, options: dict[str, Any]) -> DictConfig:
@@ -67,7 +67,7 @@ def load_loss(name: str, options: dict[str, Any]) -> DictConfig:
     return OmegaConf.merge(usual, options)  # type: ignore[return-value]
 
 
-def build_loss(cfg: DictConfig, parts: Pretrained | None = None) -> Loss:
+def build_loss(cfg: DictConfig, parts: DiffusionCheckpoint | None = None) -> Loss:
     """`cfg` is the group loss: a name in LOSSES and its options; `negative` is a prompt, which goes into the conditions. vsd
     needs `parts`, for its second model.
     """
@@ -89,13 +89,13 @@ def build_loss(cfg: DictConfig, parts: Pretrained | None = None) -> Loss:
     return VariationalLoss(LoRAStudent(parts, options.pop("rank")), **options)
 
 
-def build_cache(spec: str | None, teacher: Teacher, pretrained: Pretrained) -> ScoreModel:
+def with_source_cache(spec: str | None, teacher: Teacher, checkpoint: DiffusionCheckpoint) -> ScoreModel:
     """The teacher, or one that remembers what it said about inputs: in "memory" or in the file `spec`."""
     if spec is None:
         return teacher
     store: MutableMapping[str, Tensor] = {} if spec == "memory" else TensorStore(spec)
     where = teacher.device.type  # other devices round differently
-    return SourceCache(teacher, store, f"{pretrained.fingerprint('unet', 'scheduler')}/{teacher.dtype}/{where}")
+    return SourceCache(teacher, store, f"{checkpoint.fingerprint('unet', 'scheduler')}/{teacher.dtype}/{where}")
 
 
 def build_translator(cfg: DictConfig, teacher: Teacher) -> Any:
@@ -142,7 +142,7 @@ def build_t_range(t_range: Sequence[int], steps: int, loss: DictConfig | None = 
     return t_range[0], t_range[1]
 
 
-def build_source(cfg: DictConfig, tasks: Iterable[Task], pretrained: Pretrained) -> Source:
+def build_source(cfg: DictConfig, tasks: Iterable[Task], checkpoint: DiffusionCheckpoint) -> Source:
     """`cfg` is the group data. Sources get the teacher and, if they draw and no prompts are given, the tasks' captions."""
     # Partial, because Hydra turns a dataclass among the arguments of a call into a dict.
     make = build_partial(cfg)
@@ -151,8 +151,8 @@ def build_source(cfg: DictConfig, tasks: Iterable[Task], pretrained: Pretrained)
     drawing = inspect.signature(SyntheticSource).parameters
     # An experiment says how its images are drawn; with another source that is beside the point.
     given = {k: v for k, v in make.keywords.items() if k in wants or (anything and k not in drawing)}
-    if "pretrained" in wants:
-        given["pretrained"] = pretrained
+    if "checkpoint" in wants:
+        given["checkpoint"] = checkpoint
     if "prompts" in wants and not given["prompts"]:
         given["prompts"] = list(dict.fromkeys(task.source for task in tasks))
     try:

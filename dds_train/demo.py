@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from dds_train.data.images import save_image, to_pil
-from dds_train.data.pictures import read_picture
 from dds_train.errors import UserError
+from dds_train.images.files import save_image, to_pil
+from dds_train.images.input_image import read_input_image
 from dds_train.pipeline import Translator
 
 OWN_WORDS = "own words"
@@ -34,7 +34,7 @@ def build_page(translator: Translator, folder: Path, examples: Sequence[Path] = 
         if task == OWN_WORDS and not words.strip():
             return gr.skip()
         try:
-            picture = read_picture(Path(file), max_side)
+            picture = read_input_image(Path(file), max_side)
         except UserError as error:
             refusal = str(error).replace(file, Path(file).name)  # not where it lies on this machine
             gr.Warning(refusal)
@@ -42,14 +42,14 @@ def build_page(translator: Translator, folder: Path, examples: Sequence[Path] = 
         instruction = words if task == OWN_WORDS else tasks[task].instruction
         edited = translator.translate(picture.image, instruction, strength)[0]
         result = Path(tempfile.mkdtemp(dir=folder)) / f"{Path(file).stem}-{task.replace(' ', '-')}.png"
-        save_image(edited, result, picture.extras)
+        save_image(edited, result, picture.alpha_and_profile)
         (height, width), original = picture.size, picture.original.shape[-2:]
         note = f"{width} x {height} pixels" + ("" if original == (height, width) else f", from {original[1]} x {original[0]}")
         return (to_pil(picture.image[0]), to_pil(edited)), gr.update(value=str(result), interactive=True), note
 
     with gr.Blocks(title="Image translator", analytics_enabled=False) as page:
         gr.Markdown("# Image translator")
-        with gr.Row():
+        with gr.Query():
             with gr.Column(scale=1):
                 file = gr.File(label="Drop a picture here", type="filepath", height=150, elem_id="picture")
                 choices = [*((one.instruction, name) for name, one in tasks.items()), ("in your own words", OWN_WORDS)]

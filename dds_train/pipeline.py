@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dds_train.data.images import from_pil, read_image, to_pil
-from dds_train.data.tiles import tiled
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained
-from dds_train.frozen.device import find_device
-from dds_train.translator import TranslatorCard, load_translator, read_card, translate_latents
+from dds_train.images.files import from_pil, read_image, to_pil
+from dds_train.images.tiles import tiled
+from dds_train.translator import TranslatorConfig, load_translator, read_config, translate_latents
 
 
 class Translator:
@@ -35,15 +35,17 @@ class Translator:
         UserError: if the teacher is not the one that the translator was trained with, or the squares do not fit the codec.
     """
 
-    def __init__(self, network: Any, card: TranslatorCard, parts: Pretrained, tile: int = 1024, overlap: int = 128) -> None:
+    def __init__(
+        self, network: Any, card: TranslatorConfig, parts: DiffusionCheckpoint, tile: int = 1024, overlap: int = 128
+    ) -> None:
         self.network, self.card, self.parts = network.to(parts.device).eval(), card, parts
-        self.codec, self.text = parts.codec(), parts.text_encoder()
+        self.autoencoder, self.text = parts.autoencoder(), parts.text_encoder()
         self.tile, self.overlap = tile, overlap
-        self.multiple = self.codec.factor * network.stride  # pixels, of the sides that the networks see
-        if (network.latent_channels, network.text_dim) != (self.codec.channels, self.text.embed("").shape[-1]):
+        self.multiple = self.autoencoder.factor * network.stride  # pixels, of the sides that the networks see
+        if (network.latent_channels, network.text_dim) != (self.autoencoder.channels, self.text.embed("").shape[-1]):
             raise UserError(f"teacher.path={parts.path} is not the teacher that this was trained with ({card.teacher})")
-        if tile % self.codec.factor or not 0 <= overlap < tile:
-            raise UserError(f"tile={tile}: give a multiple of {self.codec.factor}, larger than overlap={overlap}")
+        if tile % self.autoencoder.factor or not 0 <= overlap < tile:
+            raise UserError(f"tile={tile}: give a multiple of {self.autoencoder.factor}, larger than overlap={overlap}")
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str = "auto", teacher: str | None = None) -> "Translator":
@@ -58,7 +60,7 @@ class Translator:
         """
         where = find_device(device)
         dtype = torch.float16 if where.startswith("cuda") else torch.float32
-        parts = Pretrained(teacher or read_card(Path(path)).teacher, where, dtype)
+        parts = DiffusionCheckpoint(teacher or read_config(Path(path)).teacher, where, dtype)
         return cls(*load_translator(Path(path), parts), parts)
 
     def __call__(
@@ -90,7 +92,7 @@ class Translator:
         text = self.text.embed(instruction)
 
         def edit(part: Tensor) -> Tensor:
-            z = translate_latents(self.network, self.codec.encode(part, self.multiple), text, strength)
-            return self.codec.decode(z, (part.shape[-2], part.shape[-1])).cpu()
+            z = translate_latents(self.network, self.autoencoder.encode(part, self.multiple), text, strength)
+            return self.autoencoder.decode(z, (part.shape[-2], part.shape[-1])).cpu()
 
         return tiled(edit, images, self.tile, self.overlap)

@@ -12,10 +12,10 @@ import time
 
 import torch
 
+from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.noise import ScoreModel
-from dds_train.editing.optimize import optimize_latent
-from dds_train.frozen import Pretrained
+from dds_train.methods.optimize import optimize_latent
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    parts = Pretrained(args.teacher, args.device, torch.float16 if args.device.startswith("cuda") else torch.float32)
+    parts = DiffusionCheckpoint(args.teacher, args.device, torch.float16 if args.device.startswith("cuda") else torch.float32)
     teacher, text = parts.teacher(), parts.text_encoder()
     source, target = text.condition("a photo of a cat"), text.condition("a photo of a lion")
     seconds: dict[str, list[float]] = {"without": [], "first": [], "second": []}

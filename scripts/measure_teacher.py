@@ -19,7 +19,7 @@ from torchvision.utils import save_image
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import CritterDataset
 from dds_train.critters.world import BACKDROPS, FURS, SPECIES, Critter, critter
-from dds_train.frozen import Codec, Pretrained, sample_latents
+from dds_train.diffusion import Autoencoder, DiffusionCheckpoint, sample_latents
 
 HEADS = {"species": SPECIES, "fur": FURS, "backdrop": BACKDROPS}
 FIRST = 10_000_000  # far from the critters that teachers are trained on
@@ -79,9 +79,11 @@ def train_reader(count: int, epochs: int) -> Reader:
     return reader.eval()
 
 
-def round_trip(codec: Codec, images: Tensor) -> float:
+def round_trip(autoencoder: Autoencoder, images: Tensor) -> float:
     """Mean PSNR in dB."""
-    errors = [((codec.decode(codec.encode(part)) - part) / 2).square().flatten(1).mean(1) for part in images.split(64)]
+    errors = [
+        ((autoencoder.decode(autoencoder.encode(part)) - part) / 2).square().flatten(1).mean(1) for part in images.split(64)
+    ]
     return -10 * torch.cat(errors).log10().mean().item()
 
 
@@ -109,9 +111,9 @@ def main() -> None:
     exact = stack(held_out)
     show("reader, 2000 held-out renders", accuracy(reader, exact, labels(held_out.critters)))
 
-    pretrained = Pretrained(args.teacher)
-    teacher, codec, text = pretrained.teacher(), pretrained.codec(), pretrained.text_encoder()
-    print(f"codec round trip, 500 held-out renders: {round_trip(codec, exact[:500]):.2f} dB")
+    checkpoint = DiffusionCheckpoint(args.teacher)
+    teacher, autoencoder, text = checkpoint.teacher(), checkpoint.autoencoder(), checkpoint.text_encoder()
+    print(f"codec round trip, 500 held-out renders: {round_trip(autoencoder, exact[:500]):.2f} dB")
 
     wanted = [critter(FIRST + 2_000_000 + i) for i in range(args.count)]
     started, images = time.time(), []
@@ -119,13 +121,13 @@ def main() -> None:
         part = wanted[start : start + 100]
         z = sample_latents(
             teacher,
-            pretrained.sampler(),
+            checkpoint.sampler(),
             text.condition([full_caption(c) for c in part]),
             range(start, start + len(part)),
             steps=args.steps,
             guidance=args.guidance,
         )
-        images.append(codec.decode(z))
+        images.append(autoencoder.decode(z))
     samples = torch.cat(images)
     seconds = (time.time() - started) / args.count
     show(

@@ -26,7 +26,7 @@ def fit_arguments(teacher: Path, *more: object) -> tuple[object, ...]:
     small = ("held_out=4", "batch_size=2", *(() if own_data else ("data.count=12", "data.steps=2")))
     own_weights = not any(str(one).startswith("translator=") for one in more)
     narrow = ("translator.channels=[16,32]", "translator.groups=8") if own_weights else ()
-    often = ("every.log=1", "every.picture=2", "every.checkpoint=2", "trainer.max_steps=4", "trainer.accelerator=cpu")
+    often = ("log_every=1", "preview_every=2", "checkpoint_every=2", "trainer.max_steps=4", "trainer.accelerator=cpu")
     return ("fit", *PROMPTS, f"teacher.path={teacher}", "output_dir=run", *small, *narrow, *often, *more)
 
 

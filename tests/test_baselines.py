@@ -8,14 +8,14 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from gaussian import SPREAD, GaussianTeacher, condition, schedule
 
-from dds_train.editing.baselines import ddim_swap_latent, sdedit_latent
-from dds_train.frozen import Pretrained
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_sdedit_is_what_diffusers_does(tiny: Callable[[str], Path], kind: str, strength: float) -> None:
-    parts = Pretrained(str(tiny(kind)))
+    parts = DiffusionCheckpoint(str(tiny(kind)))
     plain = StableDiffusionPipeline.from_pretrained(tiny(kind), safety_checker=None, feature_extractor=None)
     pipeline = StableDiffusionImg2ImgPipeline(**plain.components)
     pipeline.scheduler = DDIMScheduler.from_config(plain.scheduler.config, clip_sample=False)
@@ -31,7 +31,7 @@ def test_sdedit_is_what_diffusers_does(tiny: Callable[[str], Path], kind: str, s
 
 
 def test_sdedit_without_strength_changes_nothing(tiny: Callable[[str], Path]) -> None:
-    parts = Pretrained(str(tiny("epsilon")))
+    parts = DiffusionCheckpoint(str(tiny("epsilon")))
     z = torch.randn(2, 4, 8, 8)
     assert torch.equal(sdedit_latent(parts.teacher(), parts.ddim(), z, parts.text_encoder().condition("a"), z, strength=0.0), z)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dds_train.cli import check, flags_first, opened, quoted
+from dds_train.cli.main import check, flags_first, opened, quoted
 from dds_train.errors import UserError
 
 GIVEN = ["source=a cat", "target=a lion"]
@@ -56,14 +56,14 @@ def cat(tmp_path: Path) -> str:
         ("fit", [*GIVEN, "data=shards", "data.path=/nowhere"], "no shards"),
         ("fit", [*GIVEN, "translator=lora", "translator.rank=0"], "at least 1"),
         ("fit", [*GIVEN, "augment.zoom=2"], "between 0.1 and 1"),
-        ("synthesize", ["prompts=a cat"], "needs output=..."),
-        ("synthesize", ["prompts=a cat", f"output={__file__}"], "is a file"),
-        ("synthesize", ["prompts=a cat", "output=x", "count=0"], "count=0: must be at least 1"),
+        ("synthesize", ["prompts=a cat"], "needs output_dir=..."),
+        ("synthesize", ["prompts=a cat", f"output_dir={__file__}"], "is a file"),
+        ("synthesize", ["prompts=a cat", "output_dir=x", "count=0"], "count=0: must be at least 1"),
         ("optimize", [*GIVEN, "image=/nowhere"], "image=/nowhere: no such file"),
         ("optimize", [*GIVEN, f"image={__file__}", "mask=/nowhere"], "mask=/nowhere: no such file or folder"),
-        ("optimize", [*GIVEN, f"image={__file__}", "way=gif"], "expected a list, such as [strip]"),
+        ("optimize", [*GIVEN, f"image={__file__}", "trajectory=gif"], "expected a list, such as [strip]"),
         ("optimize", [*GIVEN, f"image={__file__}", "feather=-1"], "feather=-1: must be at least 0"),
-        ("compare", ["only=[dds]", "ckpt=[/nowhere]"], "ckpt=/nowhere: no such file"),
+        ("compare", ["methods=[dds]", "ckpt=[/nowhere]"], "ckpt=/nowhere: no such file"),
         ("compare", ["image=/nowhere"], "image=/nowhere: no such file"),
         ("predict", ["ckpt=/nowhere"], "needs image=..."),
     ],
@@ -79,7 +79,7 @@ def test_tasks_say_what_the_command_line_need_not() -> None:
     check("fit", ["source=a cat", "+tasks.lion.target=a lion", "+tasks.dog.target=a dog", "tasks_per_image=2"])
     for command, overrides in (
         ("fit", ["+tasks.lion.source=a cat", "+tasks.lion.target=a lion, asleep"]),
-        ("synthesize", ["prompts=a {fur} cat, asleep", "+words.fur=[gray]", "output=new"]),
+        ("synthesize", ["prompts=a {fur} cat, asleep", "+words.fur=[gray]", "output_dir=new"]),
     ):
         check(command, [quoted(override) for override in overrides])
 
@@ -109,7 +109,7 @@ def test_every_choice_of_every_group_composes(tmp_path: Path) -> None:
         if file.stem in ("folder", "shards"):
             (tmp_path / "one.tar").touch()
             overrides.append(f"data.path={tmp_path if file.stem == 'shards' else 'data/examples'}")
-        check("compare" if group == "editors" else "fit", overrides)
+        check("compare" if group == "method" else "fit", overrides)
 
 
 @pytest.mark.parametrize(

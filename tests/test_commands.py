@@ -94,7 +94,7 @@ import dds_train.training.callbacks as c
 def end(self, trainer, module):
     torch.save(module.translator.state_dict(), f"rank{trainer.global_rank}.pt")
 c.EMA.on_train_end = end  # the raw weights, before they are replaced by their average
-from dds_train.cli import main
+from dds_train.cli.main import main
 main()
 """
 
@@ -130,7 +130,7 @@ def test_two_processes_train_one_translator(tiny: Callable[[str], Path], tmp_pat
 def test_ctrl_c_and_kill_save_and_say_so(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     teacher = tiny("epsilon")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        long = ("trainer.max_steps=100000", "every.checkpoint=100000", f"output_dir={number.name}")
+        long = ("trainer.max_steps=100000", "checkpoint_every=100000", f"output_dir={number.name}")
         argv = [sys.executable, "-m", "dds_train", *map(str, fit_arguments(teacher, *long))]
         process = subprocess.Popen(argv, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -149,7 +149,15 @@ def test_ctrl_c_and_kill_save_and_say_so(tiny: Callable[[str], Path], tmp_path: 
 def test_shards_train_without_codec_and_text_encoder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """synthesize, then fit with a teacher of which only UNet and scheduler are left."""
     teacher, tasks = tiny("epsilon"), ("tasks.lion.target=a lion", "tasks.dog.target=a dog, sitting")
-    words = ("prompts=a {fur} cat", "words.fur=[gray,black]", "count=12", "per_shard=5", "steps=2", "batch=4", "output=cats")
+    words = (
+        "prompts=a {fur} cat",
+        "words.fur=[gray,black]",
+        "count=12",
+        "per_shard=5",
+        "steps=2",
+        "batch_size=4",
+        "output_dir=cats",
+    )
     printed = run("synthesize", *words, "source=a cat", *tasks, f"teacher.path={teacher}", cwd=tmp_path)
     assert "3 shards, all as drawn" in printed
     bare = tmp_path / "bare"

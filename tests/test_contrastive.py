@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dds_train.diffusion import DiffusionCheckpoint, Teacher
 from dds_train.distillation import LOSSES, Condition
 from dds_train.distillation.contrastive import patch_nce, shuffled
-from dds_train.frozen import Pretrained, Teacher
 
 B, W = 2, 3.0
 T = torch.tensor([300, 800])
@@ -19,7 +19,7 @@ T = torch.tensor([300, 800])
 
 @pytest.fixture(scope="module")
 def teacher(tiny: Callable[[str], Path]) -> Teacher:
-    return Pretrained(str(tiny("epsilon"))).teacher()
+    return DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
 
 
 def randn(seed: int, *shape: int) -> Tensor:
@@ -95,7 +95,7 @@ def test_several_edits_of_an_image_are_as_if_each_were_alone(teacher: Teacher) -
 
 @pytest.mark.parametrize("name", ["cds", "ids"])
 def test_checkpointing_changes_nothing_and_leaves_the_teacher_as_it_was(tiny: Callable[[str], Path], name: str) -> None:
-    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
     plain = LOSSES[name](teacher, ZS, Z, SOURCE, TARGET, T, EPS, W)
     teacher.enable_gradient_checkpointing()
     torch.testing.assert_close(LOSSES[name](teacher, ZS, Z, SOURCE, TARGET, T, EPS, W).grad, plain.grad, rtol=0, atol=0)

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from dds_train.critters.captions import full_caption, sample_caption
 from dds_train.critters.dataset import CritterDataset, CritterStream, to_tensor
 from dds_train.critters.render import render, render_backdrop
+from dds_train.critters.scores import background_mask, score_species_edit
 from dds_train.critters.world import BACKDROPS, FURS, SPECIES, critter
-from dds_train.metrics.critters import background_mask, score_species_edit
 
 
 def test_rendering_is_the_same_everywhere() -> None:

@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("loss", ["dds", "cds"])
 def test_a_list_of_edits(tiny: Callable[[str], Path], folder: Path, loss: str) -> None:
     settings = (f"teacher.path={tiny('epsilon')}", f"loss={loss}", "steps=4", "lr=1.0", "max_side=100", "feather=3")
-    command = ("optimize", "image=edits.csv", *PROMPTS, *settings, "way=[strip,gif,mp4]", "output_dir=out")
+    command = ("optimize", "image=edits.csv", *PROMPTS, *settings, "trajectory=[strip,gif,mp4]", "output_dir=out")
     assert "4 edits in out" in run(*command, cwd=folder)
     out = folder / "out"
     names = ["0-a-lion-asleep", "1-a-dog", "2-a-photo-of-a-lion", "2-a-bear"]
@@ -106,24 +106,24 @@ def test_an_edit_that_rests_stops_early(tiny: Callable[[str], Path], folder: Pat
 
 
 def test_compare_critters(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    mine = ("editors.mine.loss=pds", "editors.mine.lr=0.5", "editors.mine.options.stride=3")
-    printed = run("compare", "critters=4", "steps=3", "batch_size=3", *mine, "output_dir=out", cwd=tmp_path)
+    mine = ("method.mine.loss=pds", "method.mine.lr=0.5", "method.mine.options.stride=3")
+    printed = run("compare", "critters.count=4", "steps=3", "batch_size=3", *mine, "output_dir=out", cwd=tmp_path)
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert scores["nothing"]["gap_closed"] == pytest.approx(0)
-    assert scores["codec"]["gap_closed"] > 0.9
+    assert scores["identity"]["gap_closed"] == pytest.approx(0)
+    assert scores["vae_reconstruction"]["gap_closed"] > 0.9
     assert {"sdedit", "ddim_inversion", "sds", "dds", "mine"} < set(scores)
     assert (tmp_path / "out" / "table.md").read_text() in printed
     sheet = Image.open(tmp_path / "out" / "picture.png")
     assert sheet.width > (len(scores) + 2) * 90
-    few = run("compare", "critters=2", "steps=2", "only=[dds]", "output_dir=few", cwd=tmp_path)
+    few = run("compare", "critters.count=2", "steps=2", "methods=[dds]", "output_dir=few", cwd=tmp_path)
     assert "sds" not in few
 
 
 def test_compare_pictures(tiny: Callable[[str], Path], folder: Path) -> None:
-    teacher = (f"teacher.path={tiny('v_prediction')}", "editors=family", "steps=2")
+    teacher = (f"teacher.path={tiny('v_prediction')}", "method=family", "steps=2")
     run("compare", "image=[0.png,2.png]", *PROMPTS, *teacher, "output_dir=out", cwd=folder)
     scores = json.loads((folder / "out" / "scores.json").read_text())
-    assert scores["nothing"]["PSNR to input"] == float("inf")
+    assert scores["identity"]["PSNR to input"] == float("inf")
     assert {"sds", "dds", "pds", "nfsd", "csd", "bridge", "ssd", "lusd", "cds", "ids"} < set(scores)
 
 

@@ -9,12 +9,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from dds_train.checks import check_paths
-from dds_train.cli import check
-from dds_train.commands.edits import Edit, is_done, load_batch, make_batches, plan_edits, settings
-from dds_train.data.images import read_mask
-from dds_train.data.manifest import is_manifest, read_manifest
+from dds_train.cli.checks import check_paths
+from dds_train.cli.main import check
 from dds_train.errors import UserError
+from dds_train.images.edit_list import is_edit_list, read_edit_list
+from dds_train.images.files import read_mask
+from dds_train.methods.requests import EditRequest, is_done, load_batch, make_batches, plan_edits, settings
 
 
 @pytest.fixture
@@ -33,18 +33,18 @@ def test_csv_and_jsonl_say_the_same(folder: Path) -> None:
     (folder / "e.csv").write_text('image,target,mask,seed\na.png,"a dog, asleep",m.png,7\nb.png,,auto,\n')
     rows = [{"image": "a.png", "target": "a dog, asleep", "mask": "m.png", "seed": 7}, {"image": "b.png", "mask": "auto"}]
     (folder / "e.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert read_manifest(folder / "e.csv") == read_manifest(folder / "e.jsonl")
+    assert read_edit_list(folder / "e.csv") == read_edit_list(folder / "e.jsonl")
     first, second = plan_edits(config(image=str(folder / "e.csv"), seed=3))
-    assert first == Edit("a-a-dog-asleep", folder / "a.png", "a cat", "a dog, asleep", str(folder / "m.png"), 7)
-    assert second == Edit("b-a-lion", folder / "b.png", "a cat", "a lion", "auto", 3)
+    assert first == EditRequest("a-a-dog-asleep", folder / "a.png", "a cat", "a dog, asleep", str(folder / "m.png"), 7)
+    assert second == EditRequest("b-a-lion", folder / "b.png", "a cat", "a lion", "auto", 3)
 
 
 def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
-    assert not is_manifest(str(folder))
+    assert not is_edit_list(str(folder))
     (folder / "lists").mkdir()
     (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,../b.png\n")
-    assert is_manifest(str(folder / "lists"))
-    (entry,) = read_manifest(folder / "lists")
+    assert is_edit_list(str(folder / "lists"))
+    (entry,) = read_edit_list(folder / "lists")
     assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (folder / "a.png", folder / "b.png")
     check_paths({"image": str(folder / "lists")})  # has no pictures itself
     (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
@@ -54,7 +54,7 @@ def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
 
 def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:
     (folder / "e.csv").write_text("image\na.png\n", encoding="utf-8-sig")
-    assert [entry.image for entry in read_manifest(folder / "e.csv")] == [folder / "a.png"]
+    assert [entry.image for entry in read_edit_list(folder / "e.csv")] == [folder / "a.png"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:
 def test_mistakes_in_a_list_name_the_line(folder: Path, name: str, text: str, says: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(UserError) as error:
-        read_manifest(folder / name)
+        read_edit_list(folder / name)
     assert says in str(error.value)
     assert str(folder / name) in str(error.value)
 

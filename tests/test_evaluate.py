@@ -16,22 +16,22 @@ from omegaconf import OmegaConf
 from PIL import Image
 from shell import run
 
-from dds_train.cli import CONF
+from dds_train.cli.main import CONF
 from dds_train.commands.compare import choose, run_names
 from dds_train.commands.evaluate import ALWAYS, add_scores, curves, with_fewer_steps
-from dds_train.commands.results import Results
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
-from dds_train.data.images import save_image
-from dds_train.data.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.errors import UserError
-from dds_train.metrics.cost import cost
-from dds_train.metrics.diversity import diversity
-from dds_train.metrics.pixels import mse
-from dds_train.metrics.plot import Point, overlap, scatter, shortened, ticks
-from dds_train.metrics.report import Report, Shown, number, write_report
-from dds_train.metrics.scores import MEANINGS, Case, Mean, build_scores, everywhere, meaning, means
-from dds_train.metrics.verdict import REFERENCES, judge
+from dds_train.evaluation.cost import cost
+from dds_train.evaluation.metrics.diversity import diversity
+from dds_train.evaluation.metrics.pixels import mse
+from dds_train.evaluation.metrics.scores import MEANINGS, EvaluationItem, Mean, build_scores, everywhere, meaning, means
+from dds_train.evaluation.pie_bench import is_pie_bench, read_pie_bench
+from dds_train.evaluation.plot import Point, overlap, scatter, shortened, ticks
+from dds_train.evaluation.recommendation import REFERENCES, recommend
+from dds_train.evaluation.report import GalleryRow, Report, number, write_report
+from dds_train.evaluation.results import Results
+from dds_train.images.files import save_image
 
 
 def test_nans_are_counted_and_left_out() -> None:
@@ -43,7 +43,7 @@ def test_nans_are_counted_and_left_out() -> None:
     assert found["c"] == {"mean": math.inf, "error": pytest.approx(math.nan, nan_ok=True), "count": 1, "nan": 0}
 
 
-def scored(case: Case, output: torch.Tensor, folder: Path) -> dict[str, float]:
+def scored(case: EvaluationItem, output: torch.Tensor, folder: Path) -> dict[str, float]:
     """By all scores that apply and need no network."""
     scores = [score for score in build_scores([], None, None, "cpu", str(folder)).found if score.applies(case)]
     found = [score.measure([case], output) for score in scores]
@@ -55,13 +55,13 @@ def test_scores_of_one_critter(tmp_path: Path) -> None:
     source = critter(7, species="cat")
     truth = source.replaced(species="lion")
     image, wanted = to_tensor(source)[None], to_tensor(truth)[None]
-    case = Case("a", image, "a cat", "a lion", truth=wanted, critter=source, change={"species": "lion"})
+    case = EvaluationItem("a", image, "a cat", "a lion", truth=wanted, critter=source, change={"species": "lion"})
     nothing, perfect = scored(case, image, tmp_path), scored(case, wanted, tmp_path)
     assert (nothing["right"], perfect["right"], perfect["gap closed"]) == (0, 1, 1)
     assert nothing["gap closed"] == pytest.approx(0)
     assert "PSNR outside" not in perfect
     mask = ((wanted - image).abs().sum(1, keepdim=True) > 0).float()
-    masked = scored(Case("a", image, "a cat", "a lion", mask=mask), wanted, tmp_path)
+    masked = scored(EvaluationItem("a", image, "a cat", "a lion", mask=mask), wanted, tmp_path)
     assert (masked["PSNR outside"], masked["MSE outside"]) == (math.inf, 0)
     assert masked["PSNR"] < 40
     assert "gap closed" not in masked
@@ -69,11 +69,11 @@ def test_scores_of_one_critter(tmp_path: Path) -> None:
 
 def test_a_truth_that_is_a_picture(tmp_path: Path) -> None:
     image, truth = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.8)
-    half = scored(Case("a", image, "", "", truth=truth), truth / 2, tmp_path)
+    half = scored(EvaluationItem("a", image, "", "", truth=truth), truth / 2, tmp_path)
     assert half["gap closed"] == pytest.approx(0.75)  # half of the way is a quarter of the squared error
     assert half["PSNR to truth"] == pytest.approx(-20 * math.log10(0.2), abs=1e-4)
     assert "right" not in half
-    assert math.isnan(scored(Case("a", image, "", "", truth=image), truth, tmp_path)["gap closed"])  # there is no gap
+    assert math.isnan(scored(EvaluationItem("a", image, "", "", truth=image), truth, tmp_path)["gap closed"])  # there is no gap
 
 
 def test_scores_of_a_batch_are_those_of_each(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_scores_of_a_batch_are_those_of_each(tmp_path: Path) -> None:
     images, outputs = (torch.rand(3, 3, 24, 20, generator=rng) * 2 - 1 for _ in range(2))
     masks = (torch.rand(3, 1, 24, 20, generator=rng) > 0.5).float()
     masks[1] = 1
-    cases = [Case(str(i), images[i : i + 1], "", "", masks[i : i + 1], truth=-images[i : i + 1]) for i in range(3)]
+    cases = [EvaluationItem(str(i), images[i : i + 1], "", "", masks[i : i + 1], truth=-images[i : i + 1]) for i in range(3)]
     for score in build_scores([], None, None, "cpu", str(tmp_path)).found:
         if score.applies(cases[0]):
-            together = score.measure(cases, outputs)
+            batched_call = score.measure(cases, outputs)
             for i, case in enumerate(cases):
                 for name, values in score.measure([case], outputs[i : i + 1]).items():
-                    assert values.item() == pytest.approx(together[name][i].item(), nan_ok=True), name
+                    assert values.item() == pytest.approx(batched_call[name][i].item(), nan_ok=True), name
                     assert math.isnan(values.item()) == (name.endswith("outside") and i == 1)
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_loaded_is_left_out_with_a_line(tmp_path: Path) -> None:
     assert scores.networks == {}
 
 
-SETTINGS = {"setting": {"seed": 0}, "editor": {"dds": {"steps": 3}}, "picture": {"a": 1, "b": 2}}
+SETTINGS = {"setting": {"seed": 0}, "method": {"dds": {"steps": 3}}, "picture": {"a": 1, "b": 2}}
 
 
 def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     results.add("dds", "a", {"PSNR": math.inf, "SSIM": math.nan})
     results.start("dds", "b", {"s / image": 1 / 3})  # killed in the next line
     with results.path.open("a") as file:
-        file.write('{"editor": "dds", "image": "b", "made": false, "sco')
+        file.write('{"method": "dds", "image": "b", "made": false, "sco')
     again = Results(tmp_path / "t", SETTINGS)
     assert again.of("dds", "a") == {"s / image": 0.1, "PSNR": math.inf, "SSIM": pytest.approx(math.nan, nan_ok=True)}
     assert again.of("dds", "b") == {"s / image": 1 / 3}
@@ -140,7 +140,7 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     again.picture("dds", "b").unlink()
     assert again.of("dds", "b") == {}
     lines = again.write_csv(["dds"], ["a", "b"]).read_text().splitlines()
-    assert lines == ["image,editor,s / image", "a,dds,0.2", "b,dds,"]
+    assert lines == ["image,method,s / image", "a,dds,0.2", "b,dds,"]
 
 
 def test_a_result_that_is_no_picture_counts_as_nan(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_result_that_is_no_picture_counts_as_nan(tmp_path: Path) -> None:
     for name, more in (("a", {}), ("b", {"diverged": 1.0})):
         save_image(torch.ones(3, 8, 8), results.picture("dds", name))
         results.start("dds", name, {"s / image": 0.1, **more})
-    cases = [Case(name, image, "", "") for name in "ab"]
+    cases = [EvaluationItem(name, image, "", "") for name in "ab"]
     add_scores([everywhere("MSE", mse)], "dds", cases, results)
     assert results.of("dds", "a")["MSE"] == 0.25
     assert math.isnan(results.of("dds", "b")["MSE"])
@@ -157,8 +157,8 @@ def test_a_result_that_is_no_picture_counts_as_nan(tmp_path: Path) -> None:
 
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     Results(tmp_path, SETTINGS)
-    Results(tmp_path, {**SETTINGS, "editor": {"sds": {}}, "picture": {"c": 3}})  # others may join
-    for group, name in (("setting", "seed"), ("editor", "dds"), ("picture", "b"), ("editor", "sds")):
+    Results(tmp_path, {**SETTINGS, "method": {"sds": {}}, "picture": {"c": 3}})  # others may join
+    for group, name in (("setting", "seed"), ("method", "dds"), ("picture", "b"), ("method", "sds")):
         with pytest.raises(UserError, match=f"results of another {group} {name}"):
             Results(tmp_path, {**SETTINGS, group: {name: 9}})
     Results(tmp_path, SETTINGS).claim({"network": {"CLIP": "a"}})
@@ -182,7 +182,7 @@ def test_pie_bench_is_read_as_its_authors_do(tmp_path: Path) -> None:
     expected = expected.reshape(512, 512)
     expected[0, :] = expected[-1, :] = expected[:, 0] = expected[:, -1] = 1
     assert np.array_equal(entry.mask[0, 0].numpy(), expected)
-    everything = Case("a", torch.zeros(1, 3, 16, 16), "", "", mask=torch.ones(1, 1, 16, 16))
+    everything = EvaluationItem("a", torch.zeros(1, 3, 16, 16), "", "", mask=torch.ones(1, 1, 16, 16))
     assert math.isnan(scored(everything, everything.image, tmp_path)["PSNR outside"])
     (tmp_path / "mapping_file.json").write_text(json.dumps({"1": {**row, "image_path": "none.jpg", "mask": []}}))
     with pytest.raises(UserError, match="no such file"):
@@ -214,49 +214,54 @@ class Page(HTMLParser):
 
 
 def as_summary(per_image: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Mean]]:
-    return {editor: means(rows) for editor, rows in per_image.items()}
+    return {method: means(rows) for method, rows in per_image.items()}
 
 
 def test_the_best_edits_are_those_nearest_to_the_truth() -> None:
-    near = {"nothing": [0.0, 0.0, 0.0], "codec": [1.0, 1.0, 1.0], "a": [0.5, 0.6, 0.7], "b": [0.7, 0.4, 0.6]}
-    kept = {"nothing": math.inf, "codec": 40.0, "a": 20.0, "b": 30.0}
+    near = {"identity": [0.0, 0.0, 0.0], "vae_reconstruction": [1.0, 1.0, 1.0], "a": [0.5, 0.6, 0.7], "b": [0.7, 0.4, 0.6]}
+    kept = {"identity": math.inf, "vae_reconstruction": 40.0, "a": 20.0, "b": 30.0}
     rows = {e: [{"gap closed": gap, "background PSNR": kept[e]} for gap in gaps] for e, gaps in near.items()}
-    verdict = judge(as_summary(rows), rows)
-    assert (verdict.best, verdict.changed, verdict.kept, verdict.front) == ("a", "gap closed", "background PSNR", ("a", "b"))
+    recommendation = recommend(as_summary(rows), rows)
+    assert (recommendation.best, recommendation.changed, recommendation.kept, recommendation.front) == (
+        "a",
+        "gap closed",
+        "background PSNR",
+        ("a", "b"),
+    )
     # Gains of a over b: -0.2, 0.2, 0.1.
     gains = np.array([-0.2, 0.2, 0.1])
-    assert f"behind by 0.033 ± {2 * gains.std(ddof=1) / math.sqrt(3):.3f}" in verdict.why
-    assert "do not tell the two apart" in verdict.why
+    assert f"behind by 0.033 ± {2 * gains.std(ddof=1) / math.sqrt(3):.3f}" in recommendation.why
+    assert "do not tell the two apart" in recommendation.why
     rows["a"] = [{**row, "gap closed": 0.3 + other["gap closed"]} for row, other in zip(rows["a"], rows["b"], strict=True)]
-    assert "apart" not in judge(as_summary(rows), rows).why
+    assert "apart" not in recommend(as_summary(rows), rows).why
     for row, gain in zip(rows["a"], (0.05, 0.3, 0.05), strict=True):  # 1.6 standard errors are not enough
         row["gap closed"] = gain
     rows["b"] = [{**row, "gap closed": 0.0} for row in rows["b"]]
-    assert "do not tell the two apart" in judge(as_summary(rows), rows).why
+    assert "do not tell the two apart" in recommend(as_summary(rows), rows).why
 
 
 def test_a_much_faster_editor_that_is_nearly_as_good_is_named() -> None:
     edits = {"slow": (0.8, 2.0), "fast": (0.7, 0.01), "faster": (0.5, 0.001), "as slow": (0.75, 1.5)}
     rows = {name: [{"gap closed": gap, "s / image": seconds}] * 2 for name, (gap, seconds) in edits.items()}
-    verdict = judge(as_summary(rows), rows)
-    assert verdict.best == "slow"
-    assert "In haste: fast, 200 times as fast, gap closed 0.700." in verdict.why
+    recommendation = recommend(as_summary(rows), rows)
+    assert recommendation.best == "slow"
+    assert "In haste: fast, 200 times as fast, gap closed 0.700." in recommendation.why
     del rows["fast"]
-    assert "In haste" not in judge(as_summary(rows), rows).why
+    assert "In haste" not in recommend(as_summary(rows), rows).why
 
 
 def test_without_a_truth_the_best_balance_wins() -> None:
     def rows(direction: float, lpips: float) -> list[dict[str, float]]:
         return [{"CLIP direction": direction, "LPIPS squeeze": lpips}] * 3
 
-    per_image = {"nothing": rows(math.nan, 0), "loud": rows(0.3, 0.8), "fair": rows(0.24, 0.1), "meek": rows(0.03, 0.02)}
+    per_image = {"identity": rows(math.nan, 0), "loud": rows(0.3, 0.8), "fair": rows(0.24, 0.1), "meek": rows(0.03, 0.02)}
     per_image["worse"] = rows(0.2, 0.2)
-    verdict = judge(as_summary(per_image), per_image)
-    assert (verdict.best, verdict.changed, verdict.kept) == ("fair", "CLIP direction", "LPIPS squeeze")
-    assert f"{2 / (0.3 / 0.24 + 1 / 0.9):.3f}" in verdict.why
-    assert verdict.front == ("loud", "fair")  # meek keeps most, and changes too little
-    silent = {editor: [{"PSNR": 20.0}] for editor in per_image}
-    assert judge(as_summary(silent), silent).best is None
+    recommendation = recommend(as_summary(per_image), per_image)
+    assert (recommendation.best, recommendation.changed, recommendation.kept) == ("fair", "CLIP direction", "LPIPS squeeze")
+    assert f"{2 / (0.3 / 0.24 + 1 / 0.9):.3f}" in recommendation.why
+    assert recommendation.front == ("loud", "fair")  # meek keeps most, and changes too little
+    silent = {method: [{"PSNR": 20.0}] for method in per_image}
+    assert recommend(as_summary(silent), silent).best is None
 
 
 def test_numbers_have_three_digits_that_count() -> None:
@@ -301,19 +306,19 @@ def test_names_in_the_plot_do_not_run_into_one_another() -> None:
 
 def report_of(tmp_path: Path) -> Report:
     Image.new("RGB", (8, 9)).save(tmp_path / "any.png")
-    gaps = {"nothing": 0, "codec": 0.98, "sds": 0.4, "<dds>": 0.7}
-    kept = {"nothing": math.inf, "codec": 20, "sds": 18, "<dds>": 19}
+    gaps = {"identity": 0, "vae_reconstruction": 0.98, "sds": 0.4, "<dds>": 0.7}
+    kept = {"identity": math.inf, "vae_reconstruction": 20, "sds": 18, "<dds>": 19}
     each = {"first": 0.5, "second": 0.9, "third": math.nan}
     rows = [
-        Shown(
+        GalleryRow(
             name,
             "a → b",
             lambda: (torch.zeros(3, 8, 9), torch.ones(3, 8, 9)),
-            {editor: {"gap closed": gap * factor, "background PSNR": kept[editor]} for editor, factor in gaps.items()},
+            {method: {"gap closed": gap * factor, "background PSNR": kept[method]} for method, factor in gaps.items()},
         )
         for name, gap in each.items()
     ]
-    summary = as_summary({editor: [row.scores[editor] for row in rows] for editor in gaps})
+    summary = as_summary({method: [row.scores[method] for row in rows] for method in gaps})
     return Report(
         "a cat → a lion", "3 pictures", summary, [["sds", "<dds>"]], rows, lambda *_: tmp_path / "any.png", ["no weights"]
     )
@@ -349,7 +354,7 @@ def test_a_long_gallery_shows_best_and_worst(tmp_path: Path) -> None:
 def test_editors_that_differ_in_a_dial_are_one_curve() -> None:
     dds = {"kind": "optimize", "loss": "dds", "lr": 0.1, "steps": 200}
     chosen = {
-        "nothing": {"kind": "nothing"},
+        "identity": {"kind": "identity"},
         **with_fewer_steps({"dds": dds, "sds": {**dds, "loss": "sds", "steps": 40}}, [50, 20, 200]),
     }
     chosen |= {f"t {s}": {"kind": "translator", "ckpt": "a", "strength": s} for s in (1.0, 0.5)}
@@ -359,8 +364,8 @@ def test_editors_that_differ_in_a_dial_are_one_curve() -> None:
 def test_doing_nothing_and_the_codec_are_always_there() -> None:
     usual = {"steps": 1, "lr": 0.1, "guidance": 1.0, "t_range": [50, 950], "ckpt": None, "strengths": [1.0]}
     for only in (["mine"], None):
-        cfg = OmegaConf.create({**usual, "only": only, "editors": {"mine": {"loss": "pds"}}})
-        assert list(choose(cfg, ALWAYS)) == ["nothing", "codec", "mine"]
+        cfg = OmegaConf.create({**usual, "methods": only, "method": {"mine": {"loss": "pds"}}})
+        assert list(choose(cfg, ALWAYS)) == ["identity", "vae_reconstruction", "mine"]
         assert list(choose(cfg)) == ["mine"]
     assert set(ALWAYS) == set(REFERENCES)
 
@@ -388,26 +393,26 @@ def test_what_an_editor_costs() -> None:
 
 @pytest.mark.slow
 def test_evaluate_critters_and_go_on(tmp_path: Path) -> None:
-    command = ("evaluate", "critters=3", "only=[dds]", "lpips.nets=[]", "clip.model=null", "output_dir=out")
-    printed = run(*command, "steps=3", "also_after=[2]", cwd=tmp_path)
+    command = ("evaluate", "critters.count=3", "methods=[dds]", "lpips.nets=[]", "clip.model=null", "output_dir=out")
+    printed = run(*command, "steps=3", "step_counts=[2]", cwd=tmp_path)
     assert "left out: structure distance" in printed
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics["editors"]) == {"nothing", "codec", "dds, 2 steps", "dds"}
-    assert metrics["editors"]["nothing"]["PSNR"] == {"mean": "inf", "error": None, "count": 3, "nan": 0}
-    assert metrics["editors"]["codec"]["gap closed"]["mean"] > 0.9
-    assert metrics["editors"]["nothing"]["diversity"]["mean"] == pytest.approx(1)
-    assert metrics["editors"]["dds"]["peak MiB"]["mean"] > 100
+    assert set(metrics["methods"]) == {"identity", "vae_reconstruction", "dds, 2 steps", "dds"}
+    assert metrics["methods"]["identity"]["PSNR"] == {"mean": "inf", "error": None, "count": 3, "nan": 0}
+    assert metrics["methods"]["vae_reconstruction"]["gap closed"]["mean"] > 0.9
+    assert metrics["methods"]["identity"]["diversity"]["mean"] == pytest.approx(1)
+    assert metrics["methods"]["dds"]["peak MiB"]["mean"] > 100
     lines = (tmp_path / "out" / "results.jsonl").read_text()
     first = next((tmp_path / "out" / "pictures" / "dds").iterdir())
     first.unlink()
     (tmp_path / "out" / "report.html").unlink()
-    run(*command, "steps=3", "also_after=[2]", cwd=tmp_path)
+    run(*command, "steps=3", "step_counts=[2]", cwd=tmp_path)
     more = (tmp_path / "out" / "results.jsonl").read_text()
     assert more.startswith(lines)
     assert first.exists()
     assert (tmp_path / "out" / "report.html").exists()
     added = [json.loads(line) for line in more[len(lines) :].splitlines()]
-    assert {(one["editor"], one["image"]) for one in added} == {("dds", first.stem)}  # one edit made again, the others not
+    assert {(one["method"], one["image"]) for one in added} == {("dds", first.stem)}  # one edit made again, the others not
     printed = run(*command, "steps=4", cwd=tmp_path, code=2)
     assert "results of another editor dds" in printed
 
@@ -422,12 +427,12 @@ def test_evaluate_a_list_of_pictures(tmp_path: Path) -> None:
         Image.new("RGB", (40, 40), "red").save(tmp_path / "reds" / f"{name}.png")
     (tmp_path / "e.csv").write_text("image,target,mask,truth\n0.png,a photo of a lion,m.png,2.png\n1.png,a photo of a bear,,\n")
     torch.jit.script(TinyInception()).save(str(tmp_path / "inception.pt"))
-    quick = ("lpips.nets=[]", "clip.model=null", "structure.model=null", "steps=2", "only=[dds,sdedit]")
+    quick = ("lpips.nets=[]", "clip.model=null", "structure.model=null", "steps=2", "methods=[dds,sdedit]")
     run("evaluate", "image=e.csv", *quick, "output_dir=out", "targets=reds", "fid=inception.pt", cwd=tmp_path)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    dds = metrics["editors"]["dds"]
+    dds = metrics["methods"]["dds"]
     assert [dds[name]["count"] for name in ("PSNR", "PSNR outside", "PSNR to truth")] == [2, 1, 1]
-    assert metrics["editors"]["nothing"]["FID"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert metrics["methods"]["identity"]["FID"]["mean"] == pytest.approx(0, abs=1e-6)
     assert dds["FID"]["mean"] > 0.01
     assert metrics["left out"] == []
     assert "Use <b>" in (tmp_path / "out" / "report.html").read_text()  # one truth is enough to rank by
@@ -443,11 +448,13 @@ def test_the_whole_family_on_the_shape_of_stable_diffusion(tiny: Callable[[str],
         Image.fromarray(rng.integers(0, 256, (40, 32 + 8 * (one % 2), 3), np.uint8)).save(tmp_path / f"{one}.png")
     lines = "".join(f"{one}.png,a photo of a cat {one},a photo of a dog {one}\n" for one in range(3))
     (tmp_path / "e.csv").write_text(f"image,source,target\n{lines}")
-    own = (f"teacher.path={tiny('v_prediction')}", "guidance=2.0", "lr=0.01", "t_range=[50,900]", "editors.sdedit.steps=4")
-    quick = ("lpips.nets=[]", "clip.model=null", "structure.model=null", "steps=2", "editors.ddim_inversion.steps=4")
-    run("evaluate", "image=e.csv", "editors=family", "only=null", *own, *quick, "batch_size=2", "output_dir=out", cwd=tmp_path)
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["editors"]
-    family = OmegaConf.load(CONF / "editors" / "family.yaml")
+    own = (f"teacher.path={tiny('v_prediction')}", "guidance=2.0", "lr=0.01", "t_range=[50,900]", "method.sdedit.steps=4")
+    quick = ("lpips.nets=[]", "clip.model=null", "structure.model=null", "steps=2", "method.ddim_inversion.steps=4")
+    run(
+        "evaluate", "image=e.csv", "method=family", "methods=null", *own, *quick, "batch_size=2", "output_dir=out", cwd=tmp_path
+    )
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["methods"]
+    family = OmegaConf.load(CONF / "method" / "family.yaml")
     assert list(metrics) == list(family)
     assert all(scores["PSNR"]["count"] == 3 for scores in metrics.values())
     edited = {(tmp_path / "out" / "pictures" / name / "0000 0.png").read_bytes() for name in metrics}

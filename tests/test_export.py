@@ -15,10 +15,10 @@ from PIL import Image
 from shell import environment
 
 from dds_train import Translator
-from dds_train.data.images import from_pil, to_pil
+from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.export import export_diffusers, export_onnx, standalone_diffusers, standalone_onnx
-from dds_train.frozen import Pretrained
-from dds_train.translator import Task, TranslatorCard, export_translator, make_translator
+from dds_train.images.files import from_pil, to_pil
+from dds_train.translator import Task, TranslatorConfig, export_translator, make_translator
 
 KINDS: dict[str, dict[str, Any]] = {
     "unet": {"channels": [16, 32], "attention": [True, False], "depth": 1, "heads": 2, "groups": 8},
@@ -31,13 +31,13 @@ ALONE = "import sys; sys.modules['dds_train'] = None; "
 
 @pytest.fixture(params=KINDS)
 def translator(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Translator:
-    parts = Pretrained(str(tiny("epsilon")))
+    parts = DiffusionCheckpoint(str(tiny("epsilon")))
     torch.manual_seed(0)
     network = make_translator({"kind": request.param, **KINDS[request.param]}, parts.load_unet)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     tasks = {"lion": Task("a cat", "a lion", "a lion"), "dog": Task("a cat", "a dog", "make it a dog")}
-    return Translator(network, TranslatorCard(tasks, parts.path, network.config), parts)
+    return Translator(network, TranslatorConfig(tasks, parts.path, network.config), parts)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_pa
 def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, picture: Path, tmp_path: Path) -> None:
     export_translator(tmp_path / "translator", translator.network, translator.card)
     scores = {"PSNR": {"mean": "inf", "count": 3}, "gap closed": {"mean": 0.5, "count": 3}}
-    metrics = {"editors": {"nothing": scores, "dds": scores, "translator a": {"gap closed": {"mean": 0.71234}}}}
+    metrics = {"methods": {"identity": scores, "dds": scores, "translator a": {"gap closed": {"mean": 0.71234}}}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     command = [sys.executable, "-m", "dds_train", "export", "ckpt=translator", "push=me/lions", "output_dir=out"]
     command += ["examples=cat.png", "metrics=metrics.json"]

@@ -8,7 +8,7 @@ from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
 from dds_train.distillation import LOSSES, Condition
-from dds_train.distillation.linear import LINEAR, TERMS, Sum, linear_loss, pds
+from dds_train.distillation.linear import LINEAR, TERMS, CoefficientTable, linear_loss, pds
 
 B, W = 3, 4.0
 T = torch.tensor([60, 500, 930])
@@ -107,7 +107,7 @@ def test_a_negative_prompt_is_asked_for() -> None:
 
 
 def test_a_new_loss_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    def made_up(noise: object, t: Tensor, guidance: float, pull: float = 0.5) -> Sum:
+    def made_up(noise: object, t: Tensor, guidance: float, pull: float = 0.5) -> CoefficientTable:
         return {"edit_target": guidance, "eps": -1.0, "change": pull}
 
     monkeypatch.setitem(LINEAR, "made_up", made_up)

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from dds_train import Translator
-from dds_train.editing.optimize import optimize_latent
-from dds_train.frozen import Pretrained
-from dds_train.metrics.cost import cost
-from dds_train.translator import Task, TranslatorCard, UNetTranslator
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.evaluation.cost import cost
+from dds_train.methods.optimize import optimize_latent
+from dds_train.translator import Task, TranslatorConfig, UNetTranslator
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICE = "cuda"
 
 
-def parts_on(device: str) -> Pretrained:
-    return Pretrained("bundled", device, torch.float16 if device == "cuda" else torch.float32)
+def parts_on(device: str) -> DiffusionCheckpoint:
+    return DiffusionCheckpoint("bundled", device, torch.float16 if device == "cuda" else torch.float32)
 
 
 def test_half_precision_gives_the_same_picture() -> None:
@@ -23,9 +23,9 @@ def test_half_precision_gives_the_same_picture() -> None:
     for device in ("cpu", DEVICE):
         torch.manual_seed(0)
         parts = parts_on(device)
-        network = UNetTranslator(parts.codec().channels, parts.text_encoder().embed("").shape[-1])
+        network = UNetTranslator(parts.autoencoder().channels, parts.text_encoder().embed("").shape[-1])
         torch.nn.init.normal_(network.unet.conv_out.weight, std=0.05)
-        card = TranslatorCard({"lion": Task("a cat", "a lion", "a lion")}, "bundled", network.config)
+        card = TranslatorConfig({"lion": Task("a cat", "a lion", "a lion")}, "bundled", network.config)
         results.append(Translator(network, card, parts).translate(images, "a lion"))
     assert (results[0] - results[1]).abs().mean() * 127.5 < 1
 
@@ -35,7 +35,7 @@ def test_a_descent_in_half_precision_goes_the_same_way() -> None:
     z = None
     for device in ("cpu", DEVICE):
         parts = parts_on(device)
-        z = torch.randn(1, parts.codec().channels, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+        z = torch.randn(1, parts.autoencoder().channels, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
         prompts = (parts.text_encoder().condition(f"a photo of a {one}") for one in ("cat", "lion"))
         *_, last = optimize_latent(parts.teacher(), z, *prompts, steps=20, guidance=7.5, t_range=(400, 980))
         ends.append((last.z - z).cpu())

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dds_train.data.images import from_pil, labelled_grid, overview, read_image, rounded, save_image, square_crop, strip, to_pil
-from dds_train.data.paths import find_images
+from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained
+from dds_train.images.files import from_pil, read_image, rounded, save_image, square_crop, to_pil
+from dds_train.images.find import find_images
+from dds_train.images.grids import before_after_grid, image_grid, labelled_grid
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:
@@ -114,29 +115,29 @@ def test_square_crop_takes_the_middle() -> None:
 
 def test_overviews_of_mixed_sizes() -> None:
     pictures = [torch.rand(3, h, w) * 2 - 1 for h, w in ((37, 511), (64, 64), (10, 3))]
-    picture = overview([(p, p) for p in pictures], side=32)
+    picture = before_after_grid([(p, p) for p in pictures], side=32)
     assert picture.shape == (3, 2 * 32 + 2, 3 * 32 + 4)
-    assert strip([torch.stack(pictures[1:2] * 2)]).shape == (3, 64, 130)
+    assert image_grid([torch.stack(pictures[1:2] * 2)]).shape == (3, 64, 130)
 
 
 @pytest.mark.parametrize("size", [(37, 511), (1, 1), (32, 32), (33, 31)])
 def test_codec_pads_and_crops_back(tiny: Callable[[str], Path], size: tuple[int, int]) -> None:
-    codec = Pretrained(str(tiny("epsilon"))).codec()
+    autoencoder = DiffusionCheckpoint(str(tiny("epsilon"))).autoencoder()
     image = torch.rand(2, 3, *size) * 2 - 1
-    z = codec.encode(image)
+    z = autoencoder.encode(image)
     assert z.shape == (2, 4, -(-size[0] // 4), -(-size[1] // 4))
-    assert codec.decode(z, size).shape == image.shape
+    assert autoencoder.decode(z, size).shape == image.shape
 
 
 def test_codec_scales_as_diffusers_does(tiny: Callable[[str], Path]) -> None:
-    codec = Pretrained(str(tiny("epsilon"))).codec()
+    autoencoder = DiffusionCheckpoint(str(tiny("epsilon"))).autoencoder()
     image = torch.rand(1, 3, 32, 32) * 2 - 1
-    vae = codec.network
+    vae = autoencoder.network
     with torch.no_grad():
         want = vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
-        torch.testing.assert_close(codec.encode(image), want)
+        torch.testing.assert_close(autoencoder.encode(image), want)
         back = vae.decode(want / vae.config.scaling_factor).sample.clamp(-1, 1)
-    torch.testing.assert_close(codec.decode(want), back)
+    torch.testing.assert_close(autoencoder.decode(want), back)
 
 
 def test_a_labelled_grid_has_a_row_for_each_picture_and_a_head() -> None:

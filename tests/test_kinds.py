@@ -10,13 +10,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from dds_train.frozen import Pretrained
+from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.training.memory import PeakMemory, step_bytes
 from dds_train.translator import (
     LoRATranslator,
     Task,
     TeacherInitTranslator,
-    TranslatorCard,
+    TranslatorConfig,
     UNetTranslator,
     export_translator,
     load_translator,
@@ -41,8 +41,8 @@ def trained(translator: torch.nn.Module) -> Any:
 
 
 @pytest.fixture
-def pretrained(tiny: Callable[[str], Path]) -> Pretrained:
-    return Pretrained(str(tiny("epsilon")))
+def checkpoint(tiny: Callable[[str], Path]) -> DiffusionCheckpoint:
+    return DiffusionCheckpoint(str(tiny("epsilon")))
 
 
 def ask(teacher: Any) -> Tensor:
@@ -52,8 +52,8 @@ def ask(teacher: Any) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_with_adapters_off_the_teacher_answers_as_before(tiny: Callable[[str], Path], dtype: torch.dtype) -> None:
-    plain = Pretrained(str(tiny("epsilon")), dtype=dtype).teacher()
-    shared = Pretrained(str(tiny("epsilon")), dtype=dtype).teacher()
+    plain = DiffusionCheckpoint(str(tiny("epsilon")), dtype=dtype).teacher()
+    shared = DiffusionCheckpoint(str(tiny("epsilon")), dtype=dtype).teacher()
     translator = trained(LoRATranslator(shared.network, rank=4))
     assert torch.equal(ask(shared), ask(plain))
     with torch.no_grad():
@@ -62,8 +62,8 @@ def test_with_adapters_off_the_teacher_answers_as_before(tiny: Callable[[str], P
     assert torch.equal(ask(shared), ask(plain))
 
 
-def test_the_adapters_matter_and_not_only_the_head(pretrained: Pretrained) -> None:
-    translator = trained(LoRATranslator(pretrained.teacher().network, rank=4))
+def test_the_adapters_matter_and_not_only_the_head(checkpoint: DiffusionCheckpoint) -> None:
+    translator = trained(LoRATranslator(checkpoint.teacher().network, rank=4))
     with torch.no_grad():
         before = translator(*inputs())
         for adapter in translator.adapters.values():
@@ -72,19 +72,19 @@ def test_the_adapters_matter_and_not_only_the_head(pretrained: Pretrained) -> No
 
 
 @pytest.mark.parametrize("kind", ["lora", "teacher_init"])
-def test_at_birth_the_output_is_the_input(pretrained: Pretrained, kind: str) -> None:
-    translator = make_translator({"kind": kind}, lambda: pretrained.teacher().network)
+def test_at_birth_the_output_is_the_input(checkpoint: DiffusionCheckpoint, kind: str) -> None:
+    translator = make_translator({"kind": kind}, lambda: checkpoint.teacher().network)
     assert torch.equal(translator(*inputs()), inputs()[0])
 
 
 @pytest.mark.parametrize("kind", ["unet", "lora", "teacher_init"])
-def test_checkpointing_changes_no_gradient(pretrained: Pretrained, kind: str) -> None:
+def test_checkpointing_changes_no_gradient(checkpoint: DiffusionCheckpoint, kind: str) -> None:
     """With the teacher asked in between, as a training step does: what is computed again must have the adapters on."""
     options = {"channels": [16, 32], "groups": 8, "heads": 2} if kind == "unet" else {}
 
     def gradients(checkpointing: bool) -> list[Tensor]:
         torch.manual_seed(0)
-        teacher = Pretrained(pretrained.path).teacher()
+        teacher = DiffusionCheckpoint(checkpoint.path).teacher()
         translator = trained(make_translator({"kind": kind, **options}, lambda: teacher.network)).train()
         if checkpointing:
             translator.enable_gradient_checkpointing()
@@ -98,8 +98,8 @@ def test_checkpointing_changes_no_gradient(pretrained: Pretrained, kind: str) ->
         torch.testing.assert_close(recomputed, plain)
 
 
-def test_lora_holds_and_copies_adapters_and_head_alone(pretrained: Pretrained) -> None:
-    unet = pretrained.teacher().network
+def test_lora_holds_and_copies_adapters_and_head_alone(checkpoint: DiffusionCheckpoint) -> None:
+    unet = checkpoint.teacher().network
     frozen = {name for name, _ in unet.named_parameters()}
     translator = LoRATranslator(unet, rank=2)
     names = set(translator.state_dict())
@@ -111,18 +111,18 @@ def test_lora_holds_and_copies_adapters_and_head_alone(pretrained: Pretrained) -
     assert first is not second
 
 
-def test_lora_on_one_unet_twice_is_refused(pretrained: Pretrained) -> None:
-    unet = pretrained.teacher().network
+def test_lora_on_one_unet_twice_is_refused(checkpoint: DiffusionCheckpoint) -> None:
+    unet = checkpoint.teacher().network
     LoRATranslator(unet, rank=2)
     with pytest.raises(ValueError, match="adapters already"):
         LoRATranslator(unet, rank=2)
-    for wrong in ({"rank": 0}, {"targets": ["nothing"]}):
+    for wrong in ({"rank": 0}, {"targets": ["identity"]}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            LoRATranslator(pretrained.load_unet(), **wrong)
+            LoRATranslator(checkpoint.load_unet(), **wrong)
 
 
-def test_teacher_init_starts_as_the_teacher(pretrained: Pretrained) -> None:
-    unet = pretrained.teacher().network
+def test_teacher_init_starts_as_the_teacher(checkpoint: DiffusionCheckpoint) -> None:
+    unet = checkpoint.teacher().network
     translator = TeacherInitTranslator.copy_of(unet)
     weights = unet.state_dict()
     for name, tensor in translator.unet.state_dict().items():
@@ -131,10 +131,10 @@ def test_teacher_init_starts_as_the_teacher(pretrained: Pretrained) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unet", "lora", "teacher_init"])
-def test_export_round_trip(pretrained: Pretrained, tmp_path: Path, kind: str) -> None:
+def test_export_round_trip(checkpoint: DiffusionCheckpoint, tmp_path: Path, kind: str) -> None:
     options = {"channels": [16, 32], "groups": 8, "heads": 2} if kind == "unet" else {}
-    translator = trained(make_translator({"kind": kind, **options}, lambda: pretrained.teacher().network)).eval()
-    card = TranslatorCard({"a": Task("x", "y", "z")}, pretrained.path, translator.config)
+    translator = trained(make_translator({"kind": kind, **options}, lambda: checkpoint.teacher().network)).eval()
+    card = TranslatorConfig({"a": Task("x", "y", "z")}, checkpoint.path, translator.config)
     export_translator(tmp_path, translator, card)
     again, read = load_translator(tmp_path)
     assert read == card
@@ -167,11 +167,11 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
     assert (memory.now, memory.peak) == (0, 8000)
 
 
-def test_memory_of_a_step_falls_with_checkpointing_and_grows_with_the_batch(pretrained: Pretrained) -> None:
+def test_memory_of_a_step_falls_with_checkpointing_and_grows_with_the_batch(checkpoint: DiffusionCheckpoint) -> None:
     def bytes_of(images: int, checkpointing: bool) -> int:
         return step_bytes(
             {"kind": "teacher_init"},
-            pretrained.teacher().network.config,
+            checkpoint.teacher().network.config,
             size=(32, 32),
             tokens=77,
             images=images,
@@ -192,9 +192,9 @@ def test_unknown_kinds_and_options_are_refused() -> None:
             make_translator(wrong, lambda: None)  # type: ignore[arg-type,return-value]
 
 
-def test_the_real_kinds_agree_on_their_interface(pretrained: Pretrained) -> None:
+def test_the_real_kinds_agree_on_their_interface(checkpoint: DiffusionCheckpoint) -> None:
     for kind in ("unet", "lora", "teacher_init"):
-        translator = make_translator({"kind": kind}, lambda: Pretrained(pretrained.path).teacher().network)
+        translator = make_translator({"kind": kind}, lambda: DiffusionCheckpoint(checkpoint.path).teacher().network)
         assert (translator.latent_channels, translator.text_dim) == (4, 32)
         assert translator.config["kind"] == kind
     assert isinstance(translator, TeacherInitTranslator)

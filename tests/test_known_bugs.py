@@ -24,11 +24,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from dds_train import build
-from dds_train.cli import CONF
+from dds_train.cli.main import CONF
 from dds_train.commands import optimize
+from dds_train.diffusion import Autoencoder, DiffusionCheckpoint
 from dds_train.distillation import Condition
 from dds_train.distillation.guidance import guided_eps
-from dds_train.frozen import Codec, Pretrained
 
 OTHER = {"weight": "sigma2", "pools": [2], "patches": 8, "clean_below": 950, "stride": 5, "iterations": 1}
 OPTIONS = [
@@ -41,7 +41,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("loss", "option"), OPTIONS)
 def test_every_option_of_every_loss_arrives(tiny: Callable[[str], Path], loss: str, option: str) -> None:
-    parts = Pretrained(str(tiny("epsilon")))
+    parts = DiffusionCheckpoint(str(tiny("epsilon")))
     teacher = parts.teacher()
     draws = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = torch.randn(3, 2, 5, 32, generator=torch.Generator().manual_seed(1))
@@ -57,7 +57,7 @@ def test_every_option_of_every_loss_arrives(tiny: Callable[[str], Path], loss: s
 
 
 def test_a_negative_prompt_arrives(tiny: Callable[[str], Path]) -> None:
-    text = Pretrained(str(tiny("epsilon"))).text_encoder()
+    text = DiffusionCheckpoint(str(tiny("epsilon"))).text_encoder()
     one, other = (text.condition("a lion", negative).negative for negative in ("blurry", "ugly"))
     assert one is not None
     assert other is not None
@@ -78,13 +78,13 @@ def test_nothing_is_decoded_that_nobody_sees(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshots: int, decodings: int
 ) -> None:
     decoded: list[int] = []
-    decode = Codec.decode
+    decode = Autoencoder.decode
 
-    def counting(self: Codec, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def counting(self: Autoencoder, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         decoded.append(len(z))
         return decode(self, z, size)
 
-    monkeypatch.setattr(Codec, "decode", counting)
+    monkeypatch.setattr(Autoencoder, "decode", counting)
     monkeypatch.setenv("DDS_RUN_STAMP", "now")
     example = Path(__file__).parents[1] / "data" / "examples" / "cat1.png"
     given = [f"image={example}", "source=cat", "target=lion", "steps=8", f"snapshots={snapshots}"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from dds_train.distillation import LOSSES, Condition, NoiseSchedule, dds_loss, sds_loss
 from dds_train.distillation.guidance import guided_eps
 from dds_train.distillation.inject import inject
-from dds_train.editing.optimize import optimize_latent
+from dds_train.methods.optimize import optimize_latent
 
 BATCH = 3
 T = torch.tensor([60, 500, 930])  # distinct: a wrong order in a batched call shows
@@ -147,10 +147,10 @@ def test_nulls_are_evaluated_only_with_guidance(teacher: GaussianTeacher) -> Non
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_descent_moves_the_image_by_the_difference_of_the_means(teacher: GaussianTeacher, guidance: float) -> None:
     z_source = latents(0)
-    way = optimize_latent(
+    trajectory = optimize_latent(
         teacher, z_source, condition(0.2), condition(1.5), loss="dds", steps=400, lr=0.3, guidance=guidance, t_range=(400, 401)
     )
-    *_, last = way
+    *_, last = trajectory
     # Where the closed form vanishes; at guidance 1 that is exactly the difference of the means.
     t = torch.tensor([400])
     alpha, sigma = teacher.schedule.at(t)

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
-from dds_train.data.images import to_pil
 from dds_train.errors import UserError
-from dds_train.metrics.clip import Clip
-from dds_train.metrics.distribution import Inception, clean_resize, frechet_distance, kernel_distance
-from dds_train.metrics.perceptual import Lpips, Structure
-from dds_train.metrics.pixels import mse, outside, psnr, ssim
-from dds_train.metrics.scores import Case, clip_scores
+from dds_train.evaluation.metrics.clip import Clip
+from dds_train.evaluation.metrics.distribution import Inception, clean_resize, frechet_distance, kernel_distance
+from dds_train.evaluation.metrics.perceptual import Lpips, Structure
+from dds_train.evaluation.metrics.pixels import mse, outside, psnr, ssim
+from dds_train.evaluation.metrics.scores import EvaluationItem, clip_scores
+from dds_train.images.files import to_pil
 
 
 def pictures(seed: int, count: int = 2, size: tuple[int, int] = (40, 33)) -> Tensor:
@@ -201,7 +201,7 @@ def test_scores_by_clip(clip_folder: Path) -> None:
     clip, (a, b) = Clip(str(clip_folder)), (pictures(seed, 2, (32, 32)) for seed in (0, 1))
     mask = torch.zeros(2, 1, 32, 32)
     mask[:, :, 8:] = 1
-    cases = [Case(str(i), a[i : i + 1], f"a cat {i}", f"a dog {i}", mask[i : i + 1]) for i in range(2)]
+    cases = [EvaluationItem(str(i), a[i : i + 1], f"a cat {i}", f"a dog {i}", mask[i : i + 1]) for i in range(2)]
     whole, inside = clip_scores(clip)
     found, targets = whole.measure(cases, b), ["a dog 0", "a dog 1"]
     like = torch.tensor(clip.similarity(b, targets))
@@ -211,7 +211,7 @@ def test_scores_by_clip(clip_folder: Path) -> None:
     black = b.clone()
     black[:, :, :8] = -1  # PIE-Bench's way: all but the edited part is black
     torch.testing.assert_close(inside.measure(cases, b)["CLIP target inside"], torch.tensor(clip.similarity(black, targets)))
-    assert not inside.applies(Case("a", a[:1], "", ""))
+    assert not inside.applies(EvaluationItem("a", a[:1], "", ""))
 
 
 # ---------------------------------------------------------------- sets of pictures

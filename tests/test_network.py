@@ -6,14 +6,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dds_train import hub
-from dds_train.cli import CONF
+from dds_train.cli.main import CONF
 from dds_train.critters.render import render
 from dds_train.critters.world import critter
-from dds_train.data.images import from_pil
-from dds_train.editing.optimize import optimize_latent
-from dds_train.frozen import Pretrained
-from dds_train.metrics.clip import Clip
-from dds_train.metrics.perceptual import Lpips, Structure
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.evaluation.metrics.clip import Clip
+from dds_train.evaluation.metrics.perceptual import Lpips, Structure
+from dds_train.images.files import from_pil
+from dds_train.methods.optimize import optimize_latent
 
 pytestmark = [pytest.mark.network, pytest.mark.skipif(not hub.reachable(), reason="needs a model hub")]
 
@@ -26,9 +26,9 @@ def cat() -> torch.Tensor:
 @pytest.mark.parametrize("teacher", ["sd15", "sd21_base", "sd21"])
 def test_stable_diffusion_edits(teacher: str, cat: torch.Tensor) -> None:
     path = OmegaConf.load(CONF / "teacher" / f"{teacher}.yaml").path
-    parts = Pretrained(path)
-    z = parts.codec().encode(cat)
-    assert (parts.codec().decode(z, (256, 256)) - cat).abs().mean() < 0.1
+    parts = DiffusionCheckpoint(path)
+    z = parts.autoencoder().encode(cat)
+    assert (parts.autoencoder().decode(z, (256, 256)) - cat).abs().mean() < 0.1
     source, target = (parts.text_encoder().condition(f"a photo of a {one}") for one in ("cat", "dog"))
     *_, last = optimize_latent(parts.teacher(), z, source, target, steps=3)
     assert torch.isfinite(last.z).all()

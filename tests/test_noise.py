@@ -8,10 +8,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from dds_train.diffusion import DiffusionCheckpoint, Teacher
 from dds_train.distillation import NoiseSchedule
-from dds_train.distillation.rng import draw, generator
+from dds_train.distillation.rng import draw, seeded_rng
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained, Teacher
 
 ORACLE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SCHEDULE = NoiseSchedule.from_alphas_cumprod(ORACLE.alphas_cumprod)
@@ -39,7 +39,7 @@ def test_every_prediction_type_gives_back_the_noise() -> None:
 def test_teacher_agrees_with_diffusers(tiny: Callable[[str], Path], kind: str) -> None:
     """One DDIM step by diffusers from the network's raw output contains the noise that our teacher must report."""
     folder = tiny(kind)
-    teacher = Pretrained(str(folder)).teacher()
+    teacher = DiffusionCheckpoint(str(folder)).teacher()
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False)
     scheduler.set_timesteps(1000)
@@ -58,7 +58,7 @@ def test_teacher_keeps_out_of_modules(tiny: Callable[[str], Path]) -> None:
             super().__init__()
             self.teacher = teacher
 
-    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
     holder = Holder(teacher).train()
     assert not holder.state_dict()
     assert not list(holder.parameters())
@@ -67,12 +67,12 @@ def test_teacher_keeps_out_of_modules(tiny: Callable[[str], Path]) -> None:
 
 
 def test_autocast_does_not_reach_the_teacher(tiny: Callable[[str], Path]) -> None:
-    pretrained = Pretrained(str(tiny("epsilon")))
-    teacher, codec = pretrained.teacher(), pretrained.codec()
+    checkpoint = DiffusionCheckpoint(str(tiny("epsilon")))
+    teacher, autoencoder = checkpoint.teacher(), checkpoint.autoencoder()
     z_t, t, text, image = torch.randn(1, 4, 8, 8), torch.tensor([400]), torch.randn(1, 77, 32), torch.rand(1, 3, 32, 32)
-    outside = teacher.predict_eps(z_t, t, text), codec.encode(image)
+    outside = teacher.predict_eps(z_t, t, text), autoencoder.encode(image)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = teacher.predict_eps(z_t, t, text), codec.encode(image)
+        inside = teacher.predict_eps(z_t, t, text), autoencoder.encode(image)
     assert torch.equal(outside[0], inside[0])
     assert torch.equal(outside[1], inside[1])
 
@@ -117,5 +117,5 @@ def test_generator_does_not_touch_the_global_state() -> None:
     torch.manual_seed(0)
     before = torch.rand(1)
     torch.manual_seed(0)
-    torch.rand(5, generator=generator("anything"))
+    torch.rand(5, generator=seeded_rng("anything"))
     assert torch.equal(torch.rand(1), before)

@@ -9,13 +9,13 @@ import torch
 from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
+from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import LOSSES, Condition
 from dds_train.distillation.cache import SourceCache
-from dds_train.editing.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
-from dds_train.editing.optimize import Stall, Step, optimize_latent
-from dds_train.editing.store import TensorStore
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained
+from dds_train.methods.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
+from dds_train.methods.optimize import ConvergenceDetector, Step, optimize_latent
+from dds_train.methods.store import TensorStore
 
 TEACHER = GaussianTeacher(schedule())
 
@@ -38,12 +38,12 @@ def last(*arguments: object, **settings: object) -> Step:
 
 def test_several_edits_of_several_images_are_as_if_each_were_alone() -> None:
     z, source, targets = latents(2), condition(0.2), [condition(1.5), condition(-2.0)]
-    together = last(TEACHER, z, source, joined(*targets, *targets), loss="sds", seed=[3, 4]).z
-    assert len(together) == 4
+    batched_call = last(TEACHER, z, source, joined(*targets, *targets), loss="sds", seed=[3, 4]).z
+    assert len(batched_call) == 4
     for image in range(2):
         for number, target in enumerate(targets):
             alone = last(TEACHER, z[image : image + 1], source, target, loss="sds", seed=3 + image).z
-            torch.testing.assert_close(together[2 * image + number], alone[0])
+            torch.testing.assert_close(batched_call[2 * image + number], alone[0])
 
 
 def test_a_seed_is_an_images_own() -> None:
@@ -71,7 +71,7 @@ def test_what_does_not_fit_the_images_is_refused(wrong: dict[str, object], says:
 
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_a_mask_holds_for_every_loss(tiny: Callable[[str], Path], name: str) -> None:
-    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
     z, mask = latents(2).float(), torch.zeros(2, 1, 8, 8)
     mask[0, :, :3], mask[1, :, :, 4:] = 1, 1
     text = torch.randn(3, 1, 5, 32, generator=torch.Generator().manual_seed(1))
@@ -146,7 +146,9 @@ def test_an_edit_at_rest_stays_and_the_others_go_on() -> None:
     # For a Gaussian teacher DDS is a straight pull; a learning rate that dies stands for an edit that has arrived.
     settings = {"steps": 60, "scheduler": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.7)}
     source, target = condition(0.2), condition(1.5)
-    steps = list(optimize_latent(TEACHER, z, source, target, stall=Stall(5, 0.01), guidance=3.0, lr=0.3, **settings))
+    steps = list(
+        optimize_latent(TEACHER, z, source, target, convergence=ConvergenceDetector(5, 0.01), guidance=3.0, lr=0.3, **settings)
+    )
     free = list(optimize_latent(TEACHER, z, source, target, guidance=3.0, lr=0.3, **settings))
     assert 10 <= len(steps) < len(free) == 60
     assert steps[-1].steps.tolist() == [len(steps)] * 2
@@ -157,32 +159,36 @@ def test_each_edit_rests_for_itself() -> None:
     """One target is the source itself, where nothing moves: after two windows it is at rest, while the other goes on."""
     z = latents(1)
     both = joined(condition(0.2), condition(1.5))
-    steps = list(optimize_latent(TEACHER, z, condition(0.2), both, stall=Stall(5, 0.01), guidance=3.0, lr=0.001, steps=30))
+    steps = list(
+        optimize_latent(
+            TEACHER, z, condition(0.2), both, convergence=ConvergenceDetector(5, 0.01), guidance=3.0, lr=0.001, steps=30
+        )
+    )
     assert steps[-1].steps.tolist() == [10, 30]
     assert torch.equal(steps[-1].z[0], z[0])
 
 
 def test_momentum_does_not_carry_an_edit_at_rest_away() -> None:
-    class Halts(Stall):
+    class Halts(ConvergenceDetector):
         def update(self, z: Tensor, start: Tensor) -> Tensor:
             super().update(z, start)
             return torch.tensor([self.seen == 3, False])
 
     targets = joined(condition(1.5), condition(1.5))
-    way = [
+    trajectory = [
         step.z
         for step in optimize_latent(
             TEACHER,
             latents(1),
             condition(0.2),
             targets,
-            stall=Halts(),
+            convergence=Halts(),
             steps=8,
             optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
         )
     ]
-    assert torch.equal(way[2][0], way[-1][0])
-    assert not torch.allclose(way[2][1], way[-1][1])
+    assert torch.equal(trajectory[2][0], trajectory[-1][0])
+    assert not torch.allclose(trajectory[2][1], trajectory[-1][1])
 
 
 # ---------------------------------------------------------------- the remembered source branch
@@ -244,7 +250,7 @@ def test_nothing_is_taken_for_something_else(change: str) -> None:
 
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_every_loss_is_the_same_with_a_memory(tiny: Callable[[str], Path], name: str) -> None:
-    teacher = Pretrained(str(tiny("epsilon"))).teacher()
+    teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
     text = torch.randn(3, 1, 5, 32, generator=torch.Generator().manual_seed(1))
     source, target = Condition(text[0], text[1], text[2]), Condition(text[1] + text[2], text[1], text[2])
     z, cached = latents(1).float(), SourceCache(teacher, {})

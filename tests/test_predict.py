@@ -14,11 +14,12 @@ from random_translator import export_random
 from torch import Tensor
 
 from dds_train import Translator
-from dds_train.commands.inputs import Record, find_pictures
-from dds_train.commands.streams import WriteBehind, batches, read_ahead, within_memory
-from dds_train.data.images import Extras, read_image, read_with_extras, save_image
-from dds_train.data.tiles import fade, starts, tiled
 from dds_train.errors import UserError
+from dds_train.images.files import AlphaAndProfile, read_image, read_with_alpha_and_profile, save_image
+from dds_train.images.find import find_inputs
+from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
+from dds_train.images.tiles import fade, starts, tiled
+from dds_train.runs.record import Record
 from dds_train.translator import Task
 
 
@@ -69,9 +70,9 @@ def test_alpha_comes_back_and_looks_right_on_white(tmp_path: Path) -> None:
     rgba[:5, :, 3] = 0
     rgba[5:10, :, 3] = 255
     Image.fromarray(rgba).save(tmp_path / "a.png")
-    image, extras = read_with_extras(tmp_path / "a.png")
-    assert extras.alpha is not None
-    save_image(image, tmp_path / "b.png", extras)
+    image, alpha_and_profile = read_with_alpha_and_profile(tmp_path / "a.png")
+    assert alpha_and_profile.alpha is not None
+    save_image(image, tmp_path / "b.png", alpha_and_profile)
     back = np.asarray(Image.open(tmp_path / "b.png"))
     assert np.array_equal(back[..., 3], rgba[..., 3])
     assert np.array_equal(back[5:10, :, :3], rgba[5:10, :, :3])  # what is opaque keeps its bits
@@ -81,7 +82,7 @@ def test_alpha_comes_back_and_looks_right_on_white(tmp_path: Path) -> None:
 def test_alpha_is_scaled_with_the_picture(tmp_path: Path) -> None:
     alpha = torch.zeros(1, 40, 20)
     alpha[:, 20:] = 1
-    save_image(noise(3, 20, 10), tmp_path / "a.png", Extras(alpha))
+    save_image(noise(3, 20, 10), tmp_path / "a.png", AlphaAndProfile(alpha))
     saved = np.asarray(Image.open(tmp_path / "a.png"))
     assert saved.shape == (20, 10, 4)
     assert saved[0, 0, 3] == 0
@@ -92,8 +93,8 @@ def test_alpha_is_scaled_with_the_picture(tmp_path: Path) -> None:
 def test_a_colour_profile_is_kept(tmp_path: Path, extension: str) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.new("RGB", (8, 8), "red").save(tmp_path / f"a.{extension}", icc_profile=profile)
-    image, extras = read_with_extras(tmp_path / f"a.{extension}")
-    save_image(image, tmp_path / f"b.{extension}", extras)
+    image, alpha_and_profile = read_with_alpha_and_profile(tmp_path / f"a.{extension}")
+    save_image(image, tmp_path / f"b.{extension}", alpha_and_profile)
     assert Image.open(tmp_path / f"b.{extension}").info["icc_profile"] == profile
 
 
@@ -101,7 +102,7 @@ def test_a_profile_of_another_kind_of_colours_is_dropped(tmp_path: Path) -> None
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[16:20] = b"CMYK"
     Image.new("CMYK", (8, 8)).save(tmp_path / "a.jpg", icc_profile=bytes(profile))
-    assert read_with_extras(tmp_path / "a.jpg")[1] == Extras(None, None)
+    assert read_with_alpha_and_profile(tmp_path / "a.jpg")[1] == AlphaAndProfile(None, None)
 
 
 # ---------------------------------------------------------------- names, and what is done
@@ -114,7 +115,7 @@ def test_names_keep_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / name).touch()
 
     def names(spec: str | list[str]) -> list[str]:
-        return [name for name, _ in find_pictures(spec, "p/out")]
+        return [name for name, _ in find_inputs(spec, "p/out")]
 
     assert names("p") == ["a", "b.c", "sub/a-jpg", "sub/a-png"]
     assert names("p/sub/*.png") == ["a"]
@@ -174,9 +175,10 @@ def test_three_lines(exported: Path, tmp_path: Path) -> None:
 
 def test_no_strength_is_the_codec_alone(exported: Path) -> None:
     translator, images = Translator.from_pretrained(exported, device="cpu"), noise(2, 3, 20, 24)
-    codec = translator.codec
+    autoencoder = translator.autoencoder
     torch.testing.assert_close(
-        translator.translate(images, "a lion", 0.0), codec.decode(codec.encode(images, translator.multiple), (20, 24))
+        translator.translate(images, "a lion", 0.0),
+        autoencoder.decode(autoencoder.encode(images, translator.multiple), (20, 24)),
     )
 
 

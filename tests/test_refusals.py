@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from dds_train.cli import CONF, opened
+from dds_train.cli.main import CONF, opened
 from dds_train.commands import compare, optimize
 from dds_train.errors import UserError
 
@@ -27,21 +27,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("command", "wrong", "says"),
     [
-        ("optimize", ["way=[gifs]"], "there are strip, gif, mp4"),
+        ("optimize", ["trajectory=[gifs]"], "there are strip, gif, mp4"),
         ("optimize", ["exact_background=maybe"], "take auto, true or false"),
         ("optimize", ["mask=mask.png"], "a mask of 150 x 61 pixels for a picture of 64 x 64"),
         ("optimize", ["cache=text.sqlite"], "cannot be used as a cache"),
-        ("optimize", ["auto_mask.step=1000"], "within [0,1000]"),
+        ("optimize", ["auto_mask.timestep=1000"], "within [0,1000]"),
         ("optimize", ["loss=nfsd", "loss.negative=null"], "loss.negative"),
         ("optimize", ["loss=pds", "t_range=[1,500]"], "within [2,1000]"),
         ("optimize", ["loss.weight=sigma"], "take one or sigma2"),
-        ("compare", ["only=[ddx]"], "no editor ddx"),
-        ("compare", ["editors.x.loss=foo"], "loss foo: there are bridge"),
-        ("compare", ["editors.x.kind=foo"], "there are nothing"),
-        ("compare", ["editors.x.strenth=1"], "an editor of kind optimize has steps"),
-        ("compare", ["editors.x.options.foo=1"], "loss dds has no option foo"),
-        ("compare", ["image=null", "change.species=cat"], "some critters are so already"),
-        ("compare", ["image=null", "change.species=cow"], "given and change: species must be one of"),
+        ("compare", ["methods=[ddx]"], "no editor ddx"),
+        ("compare", ["method.x.loss=foo"], "loss foo: there are bridge"),
+        ("compare", ["method.x.kind=foo"], "there are identity"),
+        ("compare", ["method.x.strenth=1"], "an editor of kind optimize has steps"),
+        ("compare", ["method.x.options.foo=1"], "loss dds has no option foo"),
+        ("compare", ["image=null", "critters.edit.species=cat"], "some critters are so already"),
+        ("compare", ["image=null", "critters.edit.species=cow"], "given and change: species must be one of"),
     ],
 )
 def test_refused_in_one_line(tiny: Callable[[str], Path], folder: Path, command: str, wrong: list[str], says: str) -> None:

@@ -121,7 +121,7 @@ def test_bad_samples_are_written_down_and_too_many_stop_the_run(tmp_path: Path) 
     callback.on_train_start(Run(), module)  # type: ignore[arg-type]
     callback.on_train_batch_end(Run(), module, None, {"bad": ["3.png: broken", "0.png: broken"]}, 0)  # type: ignore[arg-type]
     assert (tmp_path / "run" / "bad.txt").read_text() == "0.png: broken\n3.png: broken\n"
-    with pytest.raises(UserError, match=r"3 of 10 samples .* bad_samples=0\.25"):
+    with pytest.raises(UserError, match=r"3 of 10 samples .* max_bad_fraction=0\.25"):
         callback.on_train_batch_end(Run(), module, None, {"bad": ["7.png: broken"]}, 1)  # type: ignore[arg-type]
 
 

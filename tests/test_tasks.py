@@ -12,20 +12,20 @@ from test_training import build, fit, trainer
 from torch import Tensor
 
 from dds_train.critters.dataset import to_tensor
+from dds_train.critters.scores import score_edit
 from dds_train.critters.world import critter
+from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained, PromptTable
-from dds_train.metrics.critters import score_edit
 from dds_train.training.tasks import TaskBank
 from dds_train.training.validation import CritterValidation, right
-from dds_train.translator import Task, TranslatorCard, all_prompts
+from dds_train.translator import Task, TranslatorConfig, all_prompts
 
 THREE = {name: Task("a cat", f"a {name}", f"to a {name}") for name in ("lion", "dog", "bear")}
 
 
 @pytest.fixture
 def text(tiny: Callable[[str], Path]) -> Any:
-    return Pretrained(str(tiny("epsilon"))).text_encoder()
+    return DiffusionCheckpoint(str(tiny("epsilon"))).text_encoder()
 
 
 def bank(text: Any, tasks: dict[str, Task], captions: tuple[str, ...] = ()) -> TaskBank:
@@ -103,18 +103,18 @@ def test_an_experiment_goes_with_every_source(data: str, tmp_path: Path, monkeyp
     from hydra import compose, initialize_config_dir
 
     from dds_train.build import build_source
-    from dds_train.cli import CONF
-    from dds_train.data.synthesize import recipe_for, synthesize
+    from dds_train.cli.main import CONF
+    from dds_train.data.synthesis import recipe_for, synthesize
 
     monkeypatch.setenv("DDS_CACHE", str(tmp_path))
     monkeypatch.setenv("DDS_RUN_STAMP", "now")
-    pretrained = Pretrained("bundled")
-    recipe = recipe_for(pretrained, ["a cat"] * 2, guidance=1.0, steps=1, seed=0, per_shard=2)
-    synthesize(pretrained, recipe, tmp_path / "shards", batch=2)
+    checkpoint = DiffusionCheckpoint("bundled")
+    recipe = recipe_for(checkpoint, ["a cat"] * 2, guidance=1.0, steps=1, seed=0, per_shard=2)
+    synthesize(checkpoint, recipe, tmp_path / "shards", batch=2)
     path = {"shards": tmp_path / "shards", "folder": CONF.parent / "data" / "examples"}.get(data)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("fit", ["+experiment=cat2many", f"data={data}", *([f"data.path={path}"] if path else [])])
-    source: Any = build_source(cfg.data, [], pretrained)
+    source: Any = build_source(cfg.data, [], checkpoint)
     found = source.recipe.prompts if data == "synthetic" else source.dataset()
     assert len(found) == {"synthetic": 1024, "shards": 2, "folder": 8, "critters": 1024}[data]
 
@@ -128,12 +128,12 @@ def test_several_tasks_of_an_image_are_as_if_each_were_alone(tiny: Callable[[str
     z_target = torch.randn(6, 4, 8, 8)
     batch = {"z": z, "position": [4, 9]}
     task = module.tasks.pick([4, 9], 3)
-    together = module.distill(z, z_target, task, batch, 2.0).grad
+    batched_call = module.distill(z, z_target, task, batch, 2.0).grad
     for row in range(6):
         image = row // 3
         alone = {"z": z[image : image + 1], "position": [batch["position"][image]]}
         grad = module.distill(alone["z"], z_target[row : row + 1], task[row : row + 1], alone, 2.0).grad  # type: ignore[arg-type]
-        torch.testing.assert_close(grad[0], together[row], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(grad[0], batched_call[row], atol=1e-5, rtol=1e-4)
 
 
 def test_training_with_several_tasks_per_image(tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -150,16 +150,16 @@ def test_cards_of_the_first_format_still_load() -> None:
         "source": "a", "target": "b", "instruction": "c", "teacher": "bundled", "format": 1,
         "translator": {"latent_channels": 4, "text_dim": 8},
     }  # fmt: skip
-    card = TranslatorCard.from_dict(old)
+    card = TranslatorConfig.from_dict(old)
     assert card.tasks == {"edit": Task("a", "b", "c")}
     assert card.translator == {"kind": "unet", "latent_channels": 4, "text_dim": 8}
-    assert TranslatorCard.from_dict(card.to_dict()) == card
+    assert TranslatorConfig.from_dict(card.to_dict()) == card
     with pytest.raises(ValueError, match="format 99"):
-        TranslatorCard.from_dict({**card.to_dict(), "format": 99})
+        TranslatorConfig.from_dict({**card.to_dict(), "format": 99})
 
 
 def test_choosing_a_task() -> None:
-    card = TranslatorCard(THREE, "bundled", {})
+    card = TranslatorConfig(THREE, "bundled", {})
     assert card.choose("dog") == THREE["dog"]
     for name in (None, "cow"):
         with pytest.raises(UserError, match="lion, dog, bear"):
@@ -188,16 +188,16 @@ def test_scores_of_an_edit_of_accessories() -> None:
 def test_validation_scores_the_averaged_weights(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """A translator that does nothing closes nothing; logged for the checkpoints to watch."""
     tasks = {"lion": replace(THREE["lion"], truth={"species": "lion"}), "dog": THREE["dog"]}
-    codec = Pretrained(str(tiny("epsilon"))).codec()
-    codec.encode = lambda image: image[..., ::8, ::8].repeat(1, 2, 1, 1)[:, :4]  # type: ignore[method-assign]
+    autoencoder = DiffusionCheckpoint(str(tiny("epsilon"))).autoencoder()
+    autoencoder.encode = lambda image: image[..., ::8, ::8].repeat(1, 2, 1, 1)[:, :4]  # type: ignore[method-assign]
     edited: list[Tensor] = []
 
     def decode(z: Tensor) -> Tensor:
         edited.append(z)
         return torch.stack([to_tensor(one) for one in validation.critters])
 
-    codec.decode = decode  # type: ignore[method-assign,assignment]
-    validation = CritterValidation(tasks, codec, 3, {"species": "cat"})
+    autoencoder.decode = decode  # type: ignore[method-assign,assignment]
+    validation = CritterValidation(tasks, autoencoder, 3, {"species": "cat"})
     running = trainer(tmp_path, 4, more=[validation])
     module = build(tiny("epsilon"), tasks)
     fit(module, running)
@@ -208,6 +208,6 @@ def test_validation_scores_the_averaged_weights(tiny: Callable[[str], Path], tmp
     assert len(edited) == 2  # one task has a truth, validated twice
     assert not torch.equal(edited[0], edited[1])
     # The last validation came after the last step, so what it saw is the average, with which training ends.
-    z = codec.encode(torch.stack([to_tensor(one) for one in validation.critters]))
+    z = autoencoder.encode(torch.stack([to_tensor(one) for one in validation.critters]))
     with torch.no_grad():
         assert torch.equal(edited[1], module.translate(z, torch.zeros(3, dtype=torch.long)))

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from dds_train.critters.dataset import CritterDataset
 from dds_train.critters.render import BACKDROP_HSV
 from dds_train.critters.world import BACKDROPS, SPECIES
-from dds_train.data.images import to_pil
-from dds_train.frozen import Pretrained, sample_latents
-from dds_train.frozen.pretrained import BUNDLED
+from dds_train.diffusion import DiffusionCheckpoint, sample_latents
+from dds_train.diffusion.checkpoint import BUNDLED
+from dds_train.images.files import to_pil
 
 
 def test_folder_is_complete_small_and_half_precision() -> None:
@@ -30,17 +30,17 @@ def test_folder_is_complete_small_and_half_precision() -> None:
 
 
 def test_codec_round_trip_is_at_least_28_db() -> None:
-    codec = Pretrained("bundled").codec()
+    autoencoder = DiffusionCheckpoint("bundled").autoencoder()
     data = CritterDataset(32, first=50_000_000)
     images = torch.stack([data[i]["image"] for i in range(len(data))])
-    error = ((codec.decode(codec.encode(images)) - images) / 2).square().flatten(1).mean(1)
+    error = ((autoencoder.decode(autoencoder.encode(images)) - images) / 2).square().flatten(1).mean(1)
     assert -10 * error.log10().mean() >= 28
 
 
 def test_latents_have_unit_variance() -> None:
-    codec = Pretrained("bundled").codec()
+    autoencoder = DiffusionCheckpoint("bundled").autoencoder()
     data = CritterDataset(32, first=50_000_000)
-    z = codec.encode(torch.stack([data[i]["image"] for i in range(len(data))]))
+    z = autoencoder.encode(torch.stack([data[i]["image"] for i in range(len(data))]))
     assert z.std() == pytest.approx(1, abs=0.1)
 
 
@@ -63,13 +63,13 @@ def test_diffusers_pipeline_draws_what_it_is_told() -> None:
 
 
 def test_own_sampler_draws_what_it_is_told_whatever_the_batch(tmp_path: Path) -> None:
-    pretrained = Pretrained("bundled")
-    teacher, codec, text = pretrained.teacher(), pretrained.codec(), pretrained.text_encoder()
+    checkpoint = DiffusionCheckpoint("bundled")
+    teacher, autoencoder, text = checkpoint.teacher(), checkpoint.autoencoder(), checkpoint.text_encoder()
     condition = text.condition([f"a photo of a cat on a {b} background" for b in BACKDROPS])
-    z = sample_latents(teacher, pretrained.sampler(), condition, range(8))
-    read = [backdrop_of(np.asarray(to_pil(image))) for image in codec.decode(z)]
+    z = sample_latents(teacher, checkpoint.sampler(), condition, range(8))
+    read = [backdrop_of(np.asarray(to_pil(image))) for image in autoencoder.decode(z)]
     assert sum(a == b for a, b in zip(read, BACKDROPS, strict=True)) >= 7, read
     alone = sample_latents(
-        teacher, pretrained.sampler(), text.condition(f"a photo of a cat on a {BACKDROPS[3]} background"), [3]
+        teacher, checkpoint.sampler(), text.condition(f"a photo of a cat on a {BACKDROPS[3]} background"), [3]
     )
     torch.testing.assert_close(alone[0], z[3], atol=1e-3, rtol=1e-3)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dds_train.data.batches import StepBatches, hold_out
+from dds_train.data.batches import StatelessBatchSampler, hold_out
 from dds_train.data.prompts import fill
 from dds_train.data.source import Sample
 from dds_train.data.synthetic import SyntheticSource
+from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.distillation import LOSSES
-from dds_train.distillation.rng import generator
+from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained, PromptTable
 from dds_train.training.callbacks import EMA, SampleGrid, Throughput
 from dds_train.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dds_train.training.data import SourceData
@@ -27,7 +27,7 @@ from dds_train.training.module import DistillationModule
 from dds_train.training.schedules import Ramp
 from dds_train.training.sentinels import FiniteSteps
 from dds_train.training.tasks import TaskBank
-from dds_train.translator import Task, TranslatorCard, UNetTranslator, all_prompts, load_translator
+from dds_train.translator import Task, TranslatorConfig, UNetTranslator, all_prompts, load_translator
 
 SHAPE = {
     "kind": "unet",
@@ -45,18 +45,18 @@ TASKS = {"lion": Task("a cat", "a lion", "a lion"), "dog": Task("a cat", "a dog"
 
 
 def latents() -> Dataset[Sample]:
-    z = torch.randn(20, 4, 8, 8, generator=generator("latents"))
+    z = torch.randn(20, 4, 8, 8, generator=seeded_rng("latents"))
     return [{"z": one} for one in z]  # type: ignore[return-value]
 
 
 def build(folder: Path, tasks: dict[str, Task] = TASKS, **changes: Any) -> DistillationModule:
-    pretrained = Pretrained(str(folder))
-    prompts = PromptTable.of(pretrained.text_encoder(), all_prompts(tasks.values()))
+    checkpoint = DiffusionCheckpoint(str(folder))
+    prompts = PromptTable.of(checkpoint.text_encoder(), all_prompts(tasks.values()))
     torch.manual_seed(0)
     arguments: dict[str, Any] = {
         "translator": UNetTranslator(**{k: v for k, v in SHAPE.items() if k != "kind"}),
-        "teacher": pretrained.teacher(),
-        "codec": pretrained.codec(),
+        "teacher": checkpoint.teacher(),
+        "autoencoder": checkpoint.autoencoder(),
         "tasks": TaskBank.embed(tasks, prompts),
         "loss": LOSSES["dds"],
         "guidance": Ramp(1.0, 3.0, 0.5),
@@ -65,7 +65,7 @@ def build(folder: Path, tasks: dict[str, Task] = TASKS, **changes: Any) -> Disti
         "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3),
         "scheduler": lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0),
         "seed": 0,
-        "card": TranslatorCard(tasks, str(folder), SHAPE),
+        "card": TranslatorConfig(tasks, str(folder), SHAPE),
     }
     return DistillationModule(**{**arguments, **changes})
 
@@ -100,7 +100,7 @@ def fit(module: DistillationModule, trainer: pl.Trainer, resume: Path | None = N
 
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_every_loss_trains(tiny: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    prompts = PromptTable.of(Pretrained(str(tiny("epsilon"))).text_encoder(), [*all_prompts(TASKS.values()), "blurry"])
+    prompts = PromptTable.of(DiffusionCheckpoint(str(tiny("epsilon"))).text_encoder(), [*all_prompts(TASKS.values()), "blurry"])
     module = build(tiny("epsilon"), loss=LOSSES[name], tasks_per_image=2, identity=Ramp(0.0, 0.0, 1.0))
     module.tasks = TaskBank.embed(TASKS, prompts, (), "blurry")
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -181,7 +181,7 @@ def test_the_gradient_is_that_of_dds_and_identity(tiny: Callable[[str], Path]) -
     from dds_train.distillation.rng import draw
 
     t, eps = draw(z.shape[1:], (50, 950), "cpu", [(0, "training", position) for position in (7, 8, 9)])
-    text = Pretrained(str(tiny("epsilon"))).text_encoder()
+    text = DiffusionCheckpoint(str(tiny("epsilon"))).text_encoder()
     source, target = text.condition(["a cat"] * 3), text.condition(["a dog", "a lion", "a dog"])
     grad = LOSSES["dds"](module.teacher, z, z + shift, source, target, t, eps, 2.0).grad
     assert output[0].grad is not None
@@ -200,7 +200,7 @@ def test_ramps() -> None:
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
     def batches(**changes: int) -> list[list[tuple[int, int]]]:
-        return list(StepBatches(**{"size": 10, "batch": 2, "first": 0, "last": 15, "seed": 1, **changes}))
+        return list(StatelessBatchSampler(**{"size": 10, "batch": 2, "first": 0, "last": 15, "seed": 1, **changes}))
 
     def indices(some: list[list[tuple[int, int]]]) -> list[int]:
         return [index for _, index in chain(*some)]
@@ -223,16 +223,16 @@ def test_too_few_images_are_refused() -> None:
 
 def test_templates() -> None:
     words = {"fur": ["orange", "gray"], "place": ["here"]}
-    made = {fill(["a photo of a {fur} cat {place}", "a cat"], words, generator(i)) for i in range(50)}
+    made = {fill(["a photo of a {fur} cat {place}", "a cat"], words, seeded_rng(i)) for i in range(50)}
     assert made == {"a photo of an orange cat here", "a photo of a gray cat here", "a cat"}
     with pytest.raises(UserError, match=r"words\.breed"):
-        fill(["a {breed} cat"], words, generator(0))
+        fill(["a {breed} cat"], words, seeded_rng(0))
 
 
 def test_synthetic_images_do_not_depend_on_the_batch_and_are_cached(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     def source(batch: int, cache: str, seed: int = 0) -> SyntheticSource:
-        pretrained = Pretrained(str(tiny("v_prediction")))
-        return SyntheticSource(pretrained, ["a cat"], {}, 6, 2.0, 3, batch, seed, str(tmp_path / cache))
+        checkpoint = DiffusionCheckpoint(str(tiny("v_prediction")))
+        return SyntheticSource(checkpoint, ["a cat"], {}, 6, 2.0, 3, batch, seed, str(tmp_path / cache))
 
     a, b = source(6, "a"), source(4, "b")
     a.prepare()

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from dds_train.errors import UserError
-from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator, load_translator
+from dds_train.translator import Task, TranslatorConfig, UNetTranslator, export_translator, load_translator
 
 SHAPE = {"latent_channels": 4, "text_dim": 32, "channels": [16, 32], "attention": [True, False], "heads": 2, "groups": 8}
 
 
-def card() -> TranslatorCard:
+def card() -> TranslatorConfig:
     tasks = {"edit": Task("a cat", "a lion", "make it a lion")}
-    return TranslatorCard(tasks, "bundled", {"kind": "unet", **SHAPE, "depth": 1})
+    return TranslatorConfig(tasks, "bundled", {"kind": "unet", **SHAPE, "depth": 1})
 
 
 def trained() -> UNetTranslator:
@@ -70,7 +70,7 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
     torch.save({"card": print}, tmp_path / "code.ckpt")
     (tmp_path / "empty").mkdir()
     for name, reason in {
-        "nothing": "no such file",
+        "identity": "no such file",
         "later": "format 99",
         "other": "not ours",
         "text.ckpt": "not a checkpoint",

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 from shell import run
 
-from dds_train.data.images import from_pil
-from dds_train.frozen import Pretrained
-from dds_train.translator import Task, TranslatorCard, UNetTranslator, export_translator
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.images.files import from_pil
+from dds_train.translator import Task, TranslatorConfig, UNetTranslator, export_translator
 
 MODES = {
     ".jpg": ("RGB", "L", "CMYK"),
@@ -61,11 +61,11 @@ def test_two_hundred_pictures(tmp_path: Path) -> None:
         write(path, picture, mode, number % 8 + 1, profile if number % 3 == 0 else None)
 
     # A translator that was not trained yet leaves everything as it is: the codec alone speaks.
-    parts = Pretrained("bundled")
+    parts = DiffusionCheckpoint("bundled")
     width = parts.text_encoder().embed("").shape[-1]
-    network = UNetTranslator(parts.codec().channels, width, channels=[16], attention=[False], depth=1, heads=1, groups=8)
+    network = UNetTranslator(parts.autoencoder().channels, width, channels=[16], attention=[False], depth=1, heads=1, groups=8)
     tasks = {"lion": Task("a cat", "a lion", "a lion")}
-    export_translator(tmp_path / "translator", network, TranslatorCard(tasks, "bundled", network.config))
+    export_translator(tmp_path / "translator", network, TranslatorConfig(tasks, "bundled", network.config))
 
     photos = sorted(path for path in (tmp_path / "photos").rglob("*") if path.is_file())
     for form in ("png", "same"):

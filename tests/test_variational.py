@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from dds_train import build
-from dds_train.cli import CONF
+from dds_train.cli.main import CONF
+from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import LOSSES, Condition, NoiseSchedule
 from dds_train.distillation.variational import VariationalLoss
-from dds_train.editing.optimize import optimize_latent
-from dds_train.editing.student import LoRAStudent
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained
+from dds_train.methods.optimize import optimize_latent
+from dds_train.methods.student import LoRAStudent
 
 T, W = torch.tensor([300, 700]), 4.0
 
@@ -70,7 +70,7 @@ def test_with_a_student_that_knows_the_edit_it_is_sds() -> None:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_with_a_new_student_guidance_alone_is_left(tiny: Callable[[str], Path], kind: str) -> None:
-    parts = Pretrained(str(tiny(kind)))
+    parts = DiffusionCheckpoint(str(tiny(kind)))
     teacher, (source, target) = parts.teacher(), conditions()
     z_t = teacher.schedule.add_noise(Z, EPS, T)
     text, null = (teacher.predict_eps(z_t, T, prompts) for prompts in (target.text, target.null))
@@ -83,7 +83,7 @@ def test_with_a_new_student_guidance_alone_is_left(tiny: Callable[[str], Path], 
 
 
 def test_each_run_starts_anew(tiny: Callable[[str], Path]) -> None:
-    parts = Pretrained(str(tiny("epsilon")))
+    parts = DiffusionCheckpoint(str(tiny("epsilon")))
     source, target = (Condition(c.text[:1], c.null[:1]) for c in conditions())
     loss = build.build_loss(OmegaConf.load(CONF / "loss" / "vsd.yaml"), parts)  # type: ignore[arg-type]
     runs = []

@@ -15,20 +15,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.cases import draw_critters
-from dds_train.commands.inputs import check_readable, find_pictures
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
+from dds_train.critters.scores import score_edit
 from dds_train.critters.world import Critter
-from dds_train.data.images import labelled_grid, save_image
-from dds_train.data.pictures import read_picture
-from dds_train.editing.editors import EDITORS, Editor, Setting, instructions
+from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
-from dds_train.frozen.device import find_device
-from dds_train.metrics.clip import Clip
-from dds_train.metrics.critters import score_edit
-from dds_train.metrics.pixels import mse
-from dds_train.translator import read_card
+from dds_train.evaluation.items import draw_critters
+from dds_train.evaluation.metrics.clip import Clip
+from dds_train.evaluation.metrics.pixels import mse
+from dds_train.images.files import save_image
+from dds_train.images.find import find_inputs
+from dds_train.images.grids import labelled_grid
+from dds_train.images.input_image import check_readable, read_input_image
+from dds_train.methods.registry import METHODS, Method, MethodContext, instructions
+from dds_train.translator import read_config
 
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 Score = Callable[[list[Tensor]], dict[str, float]]
@@ -47,17 +48,17 @@ class Pictures:
 def run(cfg: DictConfig) -> None:
     chosen = choose(cfg)
     for name, fields in chosen.items():
-        check_editor(name, fields, [cfg.target])
-    setting = Setting(build.build_pretrained(cfg.teacher, find_device(cfg.device)), [cfg.target], cfg.seed)
+        check_method(name, fields, [cfg.target])
+    setting = MethodContext(build.build_checkpoint(cfg.teacher, find_device(cfg.device)), [cfg.target], cfg.seed)
     pictures = own_pictures(cfg) if cfg.image is not None else critters(cfg)
-    editors = {name: build_editor(name, fields, setting) for name, fields in chosen.items()}
+    methods = {name: build_method(name, fields, setting) for name, fields in chosen.items()}
     output_dir = Path(cfg.output_dir)
     build.save_config(cfg, output_dir, unused=UNUSED)
     scores: dict[str, dict[str, float]] = {}
     columns = {"input": pictures.batches, **({"truth": pictures.truths} if pictures.truths else {})}
-    for name, edit in tqdm(editors.items(), desc="compare", unit="editor"):
+    for name, edit in tqdm(methods.items(), desc="compare", unit="method"):
         # Of the truth, where it is known: the best that any editor behind this codec could do.
-        inputs = pictures.truths if pictures.truths and chosen[name]["kind"] == "round_trip" else pictures.batches
+        inputs = pictures.truths if pictures.truths and chosen[name]["kind"] == "vae_reconstruction" else pictures.batches
         began = time.perf_counter()
         columns[name] = [edit(batch, [cfg.source] * len(batch), [cfg.target] * len(batch)) for batch in inputs]
         seconds = (time.perf_counter() - began) / sum(map(len, inputs))
@@ -73,27 +74,27 @@ def run(cfg: DictConfig) -> None:
 
 def choose(cfg: DictConfig, always: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
     """name -> all fields of its configuration: the editors wanted, those of `always` first, and the translators."""
-    configured: dict[str, dict[str, Any]] = OmegaConf.to_container(cfg.editors, resolve=True)  # type: ignore[assignment]
+    configured: dict[str, dict[str, Any]] = OmegaConf.to_container(cfg.method, resolve=True)  # type: ignore[assignment]
     known = {**(always or {}), **configured}
-    wanted = [*(always or {}), *(known if cfg.only is None else cfg.only)]
+    wanted = [*(always or {}), *(known if cfg.methods is None else cfg.methods)]
     for name in wanted:
         if name not in known:
-            raise UserError(f"only=[{','.join(wanted)}]: no editor {name}; there are {', '.join(known)}")
+            raise UserError(f"methods=[{','.join(wanted)}]: no editor {name}; there are {', '.join(known)}")
     usual = {
         "kind": "optimize",
         "loss": "dds",
         **{key: cfg[key] for key in ("steps", "lr", "guidance")},
         "t_range": list(cfg.t_range),
     }
-    editors = {name: {**(usual if known[name].get("kind", "optimize") == "optimize" else {}), **known[name]} for name in wanted}
+    methods = {name: {**(usual if known[name].get("kind", "optimize") == "optimize" else {}), **known[name]} for name in wanted}
     for ckpt, run_name in run_names([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt or []).items():
         for strength in cfg.strengths:
             name = f"translator {run_name}" + ("" if list(cfg.strengths) == [1] else f", strength {strength:g}")
-            editors[name] = {"kind": "translator", "ckpt": ckpt, "strength": strength}
-    for name, fields in editors.items():
-        if fields["kind"] not in EDITORS:
-            raise UserError(f"editors.{name}.kind={fields['kind']}: there are {', '.join(EDITORS)}")
-    return editors
+            methods[name] = {"kind": "translator", "ckpt": ckpt, "strength": strength}
+    for name, fields in methods.items():
+        if fields["kind"] not in METHODS:
+            raise UserError(f"method.{name}.kind={fields['kind']}: there are {', '.join(METHODS)}")
+    return methods
 
 
 def run_names(ckpts: Sequence[str]) -> dict[str, str]:
@@ -107,38 +108,38 @@ def run_names(ckpts: Sequence[str]) -> dict[str, str]:
     return {ckpt: ckpt for ckpt in ckpts}
 
 
-def check_editor(name: str, fields: dict[str, Any], targets: Sequence[str]) -> None:
+def check_method(name: str, fields: dict[str, Any], targets: Sequence[str]) -> None:
     """What can be said of an editor's configuration before anything is loaded.
 
     Raises:
         UserError: naming what it does not know.
     """
-    known = [key for key in inspect.signature(EDITORS[fields["kind"]]).parameters if key != "setting"]
+    known = [key for key in inspect.signature(METHODS[fields["kind"]]).parameters if key != "setting"]
     known += ["options"] if fields["kind"] == "optimize" else []
     unknown = [key for key in fields if key not in ("kind", *known)]
     if unknown:
         raise UserError(
-            f"editors.{name}.{unknown[0]}: an editor of kind {fields['kind']} has {', '.join(known) or 'no options'}"
+            f"method.{name}.{unknown[0]}: an editor of kind {fields['kind']} has {', '.join(known) or 'no options'}"
         )
     if fields["kind"] == "optimize":
         build.load_loss(fields["loss"], fields.get("options", {}))
     if fields["kind"] == "translator":
         try:
-            instructions(read_card(Path(fields["ckpt"])), targets)
+            instructions(read_config(Path(fields["ckpt"])), targets)
         except ValueError as error:
-            raise UserError(f"editors.{name}: {error}") from error
+            raise UserError(f"method.{name}: {error}") from error
 
 
-def build_editor(name: str, fields: dict[str, Any], setting: Setting) -> Editor:
-    make, given = EDITORS[fields["kind"]], {key: value for key, value in fields.items() if key != "kind"}
+def build_method(name: str, fields: dict[str, Any], setting: MethodContext) -> Method:
+    make, given = METHODS[fields["kind"]], {key: value for key, value in fields.items() if key != "kind"}
     if fields["kind"] == "optimize":
-        loss = build.load_loss(given.pop("loss"), given.pop("options", {}))
+        loss = build.load_loss(critters.source.pop("loss"), critters.source.pop("options", {}))
         given = {"negative": loss.get("negative"), **given, "loss": build.build_loss(loss, setting.parts)}
         given["t_range"] = build.build_t_range(given["t_range"], len(setting.parts.teacher().schedule), loss)
     try:
         return make(setting, **given)
     except (TypeError, ValueError) as error:
-        raise UserError(f"editors.{name}: {error}") from error
+        raise UserError(f"method.{name}: {error}") from error
 
 
 # ---------------------------------------------------------------- what is edited, and what counts
@@ -159,9 +160,9 @@ def critters(cfg: DictConfig) -> Pictures:
 
 def own_pictures(cfg: DictConfig) -> Pictures:
     """The user's pictures, of which nobody knows the truth: how much is kept and, with a CLIP model, how well the words fit."""
-    found = find_pictures(cfg.image, cfg.output_dir)
+    found = find_inputs(cfg.image, cfg.output_dir)
     check_readable(found)
-    inputs = [read_picture(path, cfg.max_side).image for _, path in found]
+    inputs = [read_input_image(path, cfg.max_side).image for _, path in found]
     clip = Clip(cfg.clip.model) if cfg.clip.model else None
 
     def score(outputs: list[Tensor]) -> dict[str, float]:
@@ -180,8 +181,8 @@ def own_pictures(cfg: DictConfig) -> Pictures:
 def as_table(scores: dict[str, dict[str, float]]) -> str:
     """editor -> score -> number, as a table in Markdown."""
     names = list(next(iter(scores.values())))
-    rows = [["editor", *(name.replace("_", " ").replace("psnr", "PSNR") for name in names)], ["---"] * (len(names) + 1)]
+    rows = [["method", *(name.replace("_", " ").replace("psnr", "PSNR") for name in names)], ["---"] * (len(names) + 1)]
     digits = {"background_psnr": 1, "PSNR to input": 1, "gap_closed": 3, "s / image": 3}
-    for editor, numbers in scores.items():
-        rows.append([editor, *(f"{round(numbers[name], 6) + 0.0:.{digits.get(name, 2)}f}" for name in names)])
+    for method, numbers in scores.items():
+        rows.append([method, *(f"{round(numbers[name], 6) + 0.0:.{digits.get(name, 2)}f}" for name in names)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -9,23 +9,23 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dds_train.commands.inputs import find_pictures
 from dds_train.commands.predict import build_translator
 from dds_train.errors import UserError
-from dds_train.translator import read_card
+from dds_train.images.find import find_inputs
+from dds_train.translator import read_config
 
 
 def run(cfg: DictConfig) -> None:
     if not importlib.util.find_spec("gradio"):
         raise UserError("demo needs gradio: pip install gradio")
-    translator = build_translator(cfg, read_card(Path(cfg.ckpt)))
+    translator = build_translator(cfg, read_config(Path(cfg.ckpt)))
     # Uploads and results are gone when the page is.
     with tempfile.TemporaryDirectory(prefix="dds_train_demo_") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from dds_train.demo import THEME, build_page
 
         examples = []
-        for name, path in find_pictures(cfg.examples, folder) if cfg.examples else ():
+        for name, path in find_inputs(cfg.examples, folder) if cfg.examples else ():
             examples.append(Path(folder) / "examples" / f"{name}{path.suffix}")  # gradio shows what lies in its own folder
             examples[-1].parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, examples[-1])

@@ -18,35 +18,36 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.cases import Entry, find_entries
-from dds_train.commands.compare import build_editor, check_editor, choose
-from dds_train.commands.inputs import find_pictures, sha256
-from dds_train.commands.results import Results
-from dds_train.commands.streams import batches, within_memory
-from dds_train.data.images import read_image, save_image
-from dds_train.editing.editors import Editor, Setting
+from dds_train.commands.compare import build_method, check_method, choose
+from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
-from dds_train.frozen.device import find_device
-from dds_train.metrics.cost import cost
-from dds_train.metrics.distribution import Inception, frechet_distance, kernel_distance
-from dds_train.metrics.diversity import spread
-from dds_train.metrics.report import Report, Shown, write_report
-from dds_train.metrics.scores import Case, Mean, Score, build_scores, means
-from dds_train.metrics.verdict import SECONDS, Summary
+from dds_train.evaluation.cost import cost
+from dds_train.evaluation.items import LazyItem, find_entries
+from dds_train.evaluation.metrics.distribution import Inception, frechet_distance, kernel_distance
+from dds_train.evaluation.metrics.diversity import spread
+from dds_train.evaluation.metrics.scores import EvaluationItem, Mean, Score, build_scores, means
+from dds_train.evaluation.recommendation import SECONDS, Summary
+from dds_train.evaluation.report import GalleryRow, Report, write_report
+from dds_train.evaluation.results import Results
+from dds_train.images.files import read_image, save_image
+from dds_train.images.find import find_inputs
+from dds_train.images.streaming import batches, within_memory
+from dds_train.methods.registry import Method, MethodContext
+from dds_train.runs.digest import sha256
 
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 # What doing nothing gets, and what the codec costs: without them no number means much.
-ALWAYS = {"nothing": {"kind": "nothing"}, "codec": {"kind": "round_trip"}}
+ALWAYS = {"identity": {"kind": "identity"}, "vae_reconstruction": {"kind": "vae_reconstruction"}}
 MEMORY, DIVERGED = "peak MiB", "diverged"
 
 
 def run(cfg: DictConfig) -> None:
-    chosen = with_fewer_steps(choose(cfg, ALWAYS), cfg.also_after)
+    chosen = with_fewer_steps(choose(cfg, ALWAYS), cfg.step_counts)
     device = find_device(cfg.device)
     entries = find_entries(cfg)
     for name, fields in chosen.items():
-        check_editor(name, fields, targets_of(entries))
-    wanted = [] if cfg.targets is None else [path for _, path in find_pictures(cfg.targets, cfg.output_dir)]
+        check_method(name, fields, targets_of(entries))
+    wanted = [] if cfg.targets is None else [path for _, path in find_inputs(cfg.targets, cfg.output_dir)]
     if cfg.targets is not None and min(len(wanted), len(entries)) < 2:
         raise UserError(f"targets={cfg.targets}: FID and KID need at least two pictures on each side")
     results = Results(Path(cfg.output_dir), settings(cfg, chosen, entries))
@@ -57,7 +58,7 @@ def run(cfg: DictConfig) -> None:
     more, also_left_out = scores_of_sets(cfg, list(chosen), entries, wanted, results, device)
     summary = {name: {**scores, **more[name]} for name, scores in summary.items()}
     left_out += also_left_out
-    (results.folder / "metrics.json").write_text(json.dumps(plain({"editors": summary, "left out": left_out}), indent=2))
+    (results.folder / "metrics.json").write_text(json.dumps(plain({"methods": summary, "left out": left_out}), indent=2))
     results.write_csv(list(chosen), [entry.name for entry in entries])
     write_report(results.folder, report(cfg, chosen, entries, results, summary, left_out))
     print(f"{len(entries)} pictures, {len(chosen)} editors: {results.folder / 'report.html'}", flush=True)
@@ -65,32 +66,32 @@ def run(cfg: DictConfig) -> None:
 
 def with_fewer_steps(chosen: Mapping[str, dict[str, Any]], counts: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Editors that descend, also after so many steps."""
-    editors: dict[str, dict[str, Any]] = {}
+    methods: dict[str, dict[str, Any]] = {}
     for name, fields in chosen.items():
         if fields["kind"] == "optimize":
             fewer = [count for count in sorted(counts) if count < fields["steps"]]
-            editors |= {f"{name}, {count} steps": {**fields, "steps": count} for count in fewer}
-        editors[name] = fields
-    return editors
+            methods |= {f"{name}, {count} steps": {**fields, "steps": count} for count in fewer}
+        methods[name] = fields
+    return methods
 
 
-def settings(cfg: DictConfig, chosen: Mapping[str, dict[str, Any]], entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+def settings(cfg: DictConfig, chosen: Mapping[str, dict[str, Any]], entries: Sequence[LazyItem]) -> dict[str, dict[str, Any]]:
     """What results depend on; see `Results`."""
     teacher = {key: cfg.teacher[key] for key in ("path", "dtype")}
-    editors = {}
+    methods = {}
     for name, fields in chosen.items():
         ckpt = Path(fields["ckpt"]) if "ckpt" in fields else None
         weights = None if ckpt is None else sha256(ckpt / "translator.safetensors" if ckpt.is_dir() else ckpt)
-        editors[name] = {**fields, "weights": weights}
+        methods[name] = {**fields, "weights": weights}
     pictures = {entry.name: entry.identity for entry in entries}
-    return {"setting": {"teacher": teacher, "seed": cfg.seed}, "editor": editors, "picture": pictures}
+    return {"setting": {"teacher": teacher, "seed": cfg.seed}, "method": methods, "picture": pictures}
 
 
 # ---------------------------------------------------------------- edit
 
 
 def edit_all(
-    cfg: DictConfig, chosen: Mapping[str, dict[str, Any]], entries: Sequence[Entry], results: Results, device: str
+    cfg: DictConfig, chosen: Mapping[str, dict[str, Any]], entries: Sequence[LazyItem], results: Results, device: str
 ) -> None:
     with tqdm(total=len(entries) * len(chosen), desc="edit", unit="edit") as bar:
         for name, fields in chosen.items():
@@ -101,15 +102,17 @@ def edit_all(
 
 
 def edit_with(
-    cfg: DictConfig, name: str, fields: dict[str, Any], entries: Sequence[Entry], results: Results, device: str, bar: Any
+    cfg: DictConfig, name: str, fields: dict[str, Any], entries: Sequence[LazyItem], results: Results, device: str, bar: Any
 ) -> None:
     # Parts of its own, given back when it is done: its memory is its own.
-    editor = build_editor(name, fields, Setting(build.build_pretrained(cfg.teacher, device), targets_of(entries), cfg.seed))
+    method = build_method(
+        name, fields, MethodContext(build.build_checkpoint(cfg.teacher, device), targets_of(entries), cfg.seed)
+    )
     # Through the codec goes the truth, where it is known: the best that any editor behind this codec could do.
-    of_truth = fields["kind"] == "round_trip"
+    of_truth = fields["kind"] == "vae_reconstruction"
     for batch in batches(entries, attrgetter("size"), cfg.batch_size):
         cases = [entry.load() for entry in batch]
-        edit = partial(within_memory, partial(edit_cases, editor, of_truth), cases, "give max_side=")
+        edit = partial(within_memory, partial(edit_cases, method, of_truth), cases, "give max_side=")
         edited, seconds, memory = cost(edit, device)
         for case, output in zip(cases, edited, strict=True):
             lost = not torch.isfinite(output).all()
@@ -118,69 +121,69 @@ def edit_with(
         bar.update(len(batch))
 
 
-def edit_cases(editor: Editor, of_truth: bool, cases: Sequence[Case]) -> Iterable[Tensor]:
+def edit_cases(method: Method, of_truth: bool, cases: Sequence[EvaluationItem]) -> Iterable[Tensor]:
     inputs = torch.cat([case.truth if of_truth and case.truth is not None else case.image for case in cases])
-    return editor(inputs, [case.source for case in cases], [case.target for case in cases])
+    return method(inputs, [case.source for case in cases], [case.target for case in cases])
 
 
-def targets_of(entries: Sequence[Entry]) -> list[str]:
+def targets_of(entries: Sequence[LazyItem]) -> list[str]:
     return list(dict.fromkeys(entry.target for entry in entries))
 
 
 # ---------------------------------------------------------------- score
 
 
-def score_all(cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry], results: Results, device: str) -> list[str]:
+def score_all(cfg: DictConfig, methods: Sequence[str], entries: Sequence[LazyItem], results: Results, device: str) -> list[str]:
     """Every score that is not there yet; a line for each that cannot be had."""
     scores = build_scores(cfg.lpips.nets, cfg.clip.model, cfg.structure.model, device, cfg.lpips.hub_dir)
     results.claim({"network": scores.networks})
     for line in scores.left_out:
         print(f"left out: {line}", flush=True)
-    with tqdm(total=len(entries) * len(editors), desc="score", unit="edit") as bar:
+    with tqdm(total=len(entries) * len(methods), desc="score", unit="edit") as bar:
         for batch in batches(entries, attrgetter("size"), cfg.batch_size):
             cases = [entry.load() for entry in batch]
-            for editor in editors:
-                add_scores(scores.found, editor, cases, results)
+            for method in methods:
+                add_scores(scores.found, method, cases, results)
                 bar.update(len(batch))
     return scores.left_out
 
 
-def add_scores(scores: Sequence[Score], editor: str, cases: Sequence[Case], results: Results) -> None:
+def add_scores(scores: Sequence[Score], method: str, cases: Sequence[EvaluationItem], results: Results) -> None:
     """Those that cases lack; NaN for results that are no picture."""
 
     def lacking(score: Score) -> list[int]:
-        found = [(score.applies(case) and not set(score.names) <= set(results.of(editor, case.name))) for case in cases]
+        found = [(score.applies(case) and not set(score.names) <= set(results.of(method, case.name))) for case in cases]
         return [number for number, lacks in enumerate(found) if lacks]
 
     todo = [(score, rows) for score in scores if (rows := lacking(score))]
     if not todo:
         return
-    outputs = torch.stack([read_image(results.picture(editor, case.name)) for case in cases])
+    outputs = torch.stack([read_image(results.picture(method, case.name)) for case in cases])
     for score, rows in todo:
         found = score.measure([cases[row] for row in rows], outputs[rows])
         for number, row in enumerate(rows):
-            lost = DIVERGED in results.of(editor, cases[row].name)
+            lost = DIVERGED in results.of(method, cases[row].name)
             values = {name: math.nan if lost else values[number].item() for name, values in found.items()}
-            results.add(editor, cases[row].name, values)
+            results.add(method, cases[row].name, values)
 
 
 def scores_of_sets(
-    cfg: DictConfig, editors: Sequence[str], entries: Sequence[Entry], wanted: Sequence[Path], results: Results, device: str
+    cfg: DictConfig, methods: Sequence[str], entries: Sequence[LazyItem], wanted: Sequence[Path], results: Results, device: str
 ) -> tuple[dict[str, dict[str, Mean]], list[str]]:
     """What is a property of all results of an editor together, and a line for what cannot be had. `wanted`: pictures of the
     target, for FID and KID."""
-    found: dict[str, dict[str, Mean]] = {editor: {} for editor in editors}
+    found: dict[str, dict[str, Mean]] = {method: {} for method in methods}
 
-    def pictures(editor: str) -> Iterable[Tensor]:
-        return (read_image(results.picture(editor, entry.name)) for entry in entries)
+    def pictures(method: str) -> Iterable[Tensor]:
+        return (read_image(results.picture(method, entry.name)) for entry in entries)
 
-    def keep(editor: str, name: str, value: float) -> None:
-        found[editor][name] = {"mean": value, "count": len(entries), "nan": 0}
+    def keep(method: str, name: str, value: float) -> None:
+        found[method][name] = {"mean": value, "count": len(entries), "nan": 0}
 
     if len({entry.size for entry in entries}) == 1:
         before = spread(entry.load().image[0] for entry in entries).item()
-        for editor in editors if before > 0 else ():
-            keep(editor, "diversity", spread(pictures(editor)).item() / before)
+        for method in methods if before > 0 else ():
+            keep(method, "diversity", spread(pictures(method)).item() / before)
     if not wanted:
         return found, []
     try:
@@ -189,10 +192,10 @@ def scores_of_sets(
         print(f"left out: {error}", flush=True)
         return found, [str(error)]
     features = inception.features(read_image(path) for path in wanted)
-    for editor in tqdm(editors, desc="FID and KID", unit="editor"):
-        own = inception.features(pictures(editor))
-        keep(editor, "FID", frechet_distance(features, own))
-        keep(editor, "KID", kernel_distance(features, own, cfg.seed))
+    for method in tqdm(methods, desc="FID and KID", unit="method"):
+        own = inception.features(pictures(method))
+        keep(method, "FID", frechet_distance(features, own))
+        keep(method, "KID", kernel_distance(features, own, cfg.seed))
     return found, []
 
 
@@ -202,18 +205,18 @@ def scores_of_sets(
 def report(
     cfg: DictConfig,
     chosen: Mapping[str, dict[str, Any]],
-    entries: Sequence[Entry],
+    entries: Sequence[LazyItem],
     results: Results,
     summary: Summary,
     left_out: Sequence[str],
 ) -> Report:
-    def shown(entry: Entry) -> Shown:
+    def shown(entry: LazyItem) -> GalleryRow:
         def load() -> tuple[Tensor, Tensor | None]:
             case = entry.load()
             return case.image[0], None if case.truth is None else case.truth[0]
 
         words = "" if one_wish else f"{entry.source} → {entry.target}"
-        return Shown(entry.name, words, load, {name: results.of(name, entry.name) for name in chosen})
+        return GalleryRow(entry.name, words, load, {name: results.of(name, entry.name) for name in chosen})
 
     one_wish = len({(entry.source, entry.target) for entry in entries}) == 1
     what = f"{len(entries)} {'critters' if cfg.image is None else f'pictures of {cfg.image}'}, teacher {cfg.teacher.path}"

@@ -12,14 +12,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dds_train import build
-from dds_train.commands.inputs import find_pictures
-from dds_train.data.images import overview, save_image
-from dds_train.data.pictures import read_picture
 from dds_train.errors import UserError
-from dds_train.metrics.report import number, score_names
-from dds_train.metrics.verdict import REFERENCES
+from dds_train.evaluation.recommendation import REFERENCES
+from dds_train.evaluation.report import number, score_names
+from dds_train.images.files import save_image
+from dds_train.images.find import find_inputs
+from dds_train.images.grids import before_after_grid
+from dds_train.images.input_image import read_input_image
 from dds_train.pipeline import Translator
-from dds_train.translator import export_translator, load_translator, read_card
+from dds_train.translator import export_translator, load_translator, read_config
 
 FORMATS = ("safetensors", "diffusers", "onnx")
 HOW = {
@@ -35,10 +36,10 @@ HOW = {
 
 def run(cfg: DictConfig) -> None:
     check_format(cfg.format)
-    pictures = find_pictures(cfg.examples, cfg.output_dir) if cfg.examples else []
-    card = read_card(Path(cfg.ckpt))
+    pictures = find_inputs(cfg.examples, cfg.output_dir) if cfg.examples else []
+    card = read_config(Path(cfg.ckpt))
     # On the CPU and in full precision: what is written must not depend on this machine.
-    parts = build.build_pretrained(cfg.teacher, "cpu")
+    parts = build.build_checkpoint(cfg.teacher, "cpu")
     parts = replace(parts, path=cfg.teacher.path or card.teacher, dtype=torch.float32)
     translator = Translator(load_translator(Path(cfg.ckpt), parts)[0], card, parts)
     folder = Path(cfg.output_dir)
@@ -47,10 +48,10 @@ def run(cfg: DictConfig) -> None:
     said = write(cfg.format, folder, translator)
     shown = []
     for _, path in pictures[:8]:
-        image = read_picture(path, cfg.max_side).image
+        image = read_input_image(path, cfg.max_side).image
         shown += [(image[0], translator.translate(image, task.instruction)[0]) for task in card.tasks.values()]
     if shown:
-        save_image(overview(shown), folder / "examples.png")
+        save_image(before_after_grid(shown), folder / "examples.png")
     (folder / "README.md").write_text(
         model_card(cfg, translator, bool(shown), [said and f"{said}.", training_notes(Path(cfg.ckpt)), scores])
     )
@@ -142,10 +143,10 @@ def measured(path: str | None) -> str:
     if path is None:
         return ""
     try:
-        editors = json.loads(Path(path).read_text())["editors"]
-        rows = {name: scores for name, scores in editors.items() if name in REFERENCES or name.startswith("translator")}
+        methods = json.loads(Path(path).read_text())["methods"]
+        rows = {name: scores for name, scores in methods.items() if name in REFERENCES or name.startswith("translator")}
         names = score_names(rows)
-        lines = [["editor", *names], ["---"] * (len(names) + 1)]
+        lines = [["method", *names], ["---"] * (len(names) + 1)]
         lines += [[name, *(cell(scores, score) for score in names)] for name, scores in rows.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"metrics={path}: not a metrics.json of evaluate ({type(error).__name__})") from error

@@ -15,8 +15,8 @@ from dds_train import build
 from dds_train.data.augment import FlipAndZoom
 from dds_train.data.shards import ShardSource
 from dds_train.data.source import Source
+from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained, PromptTable
 from dds_train.training.callbacks import EMA, SampleGrid, Throughput
 from dds_train.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, Checkpoints, SaveOnSignal
 from dds_train.training.data import SourceData
@@ -25,7 +25,7 @@ from dds_train.training.sentinels import BadSamples, FiniteSteps, Sentinels
 from dds_train.training.summary import summary
 from dds_train.training.tasks import TaskBank
 from dds_train.training.validation import CritterValidation
-from dds_train.translator import Task, TranslatorCard, all_prompts, export_translator, read_card, read_weights
+from dds_train.translator import Task, TranslatorConfig, all_prompts, export_translator, read_config, read_weights
 
 
 def run(cfg: DictConfig) -> None:
@@ -35,13 +35,13 @@ def run(cfg: DictConfig) -> None:
     tasks, settings, trainer = build.build_tasks(cfg), build_settings(cfg), build_trainer(cfg, output_dir)
     pl.seed_everything(cfg.seed, verbose=False)
     device = build.build_rank_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
-    pretrained = build.build_pretrained(cfg.teacher, device)
-    source = build.build_source(cfg.data, tasks.values(), pretrained)
+    checkpoint = build.build_checkpoint(cfg.teacher, device)
+    source = build.build_source(cfg.data, tasks.values(), checkpoint)
     source.prepare()
-    bank = embed_tasks(source, tasks, cfg.loss.get("negative"), pretrained)
+    bank = embed_tasks(source, tasks, cfg.loss.get("negative"), checkpoint)
     data = SourceData(source.dataset(), cfg.batch_size, cfg.held_out, cfg.workers, cfg.seed, augmentation(cfg))
 
-    teacher = pretrained.teacher()
+    teacher = checkpoint.teacher()
     check_latents(data, teacher.latent_shape)
     check_precision(cfg, teacher.dtype)
     translator = build.build_translator(cfg.translator, teacher)
@@ -51,14 +51,14 @@ def run(cfg: DictConfig) -> None:
     module = DistillationModule(
         translator=translator,
         teacher=teacher,
-        codec=pretrained.codec() if "image" in data.held_out else None,
+        autoencoder=checkpoint.autoencoder() if "image" in data.held_out else None,
         tasks=bank,
         t_range=build.build_t_range(cfg.t_range, len(teacher.schedule), cfg.loss),
-        card=TranslatorCard(tasks=tasks, teacher=pretrained.path, translator=translator.config),
+        card=TranslatorConfig(tasks=tasks, teacher=checkpoint.path, translator=translator.config),
         **settings,
     )
     # In front, because scores want the averaged weights, and the hook of EMA puts the raw ones back.
-    trainer.callbacks[:0] = pictures_and_scores(cfg, tasks, source, data, pretrained)  # type: ignore[attr-defined]
+    trainer.callbacks[:0] = pictures_and_scores(cfg, tasks, source, data, checkpoint)  # type: ignore[attr-defined]
     if resume:
         check_same_task(*resume, module.card)
     if trainer.is_global_zero:
@@ -85,13 +85,13 @@ def build_settings(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def embed_tasks(source: Source, tasks: dict[str, Task], negative: str | None, pretrained: Pretrained) -> TaskBank:
+def embed_tasks(source: Source, tasks: dict[str, Task], negative: str | None, checkpoint: DiffusionCheckpoint) -> TaskBank:
     """From the table beside the shards; the text encoder is loaded only for what that lacks, and let go."""
     captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
     table = (source.prompts if isinstance(source, ShardSource) else None) or PromptTable({})
     said = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
-    table = table.completed(said, pretrained.text_encoder)
-    pretrained.release("text_encoder")
+    table = table.completed(said, checkpoint.text_encoder)
+    checkpoint.release("text_encoder")
     return TaskBank.embed(tasks, table, captions, negative)
 
 
@@ -116,32 +116,32 @@ def check_precision(cfg: DictConfig, dtype: torch.dtype) -> None:
 
 
 def pictures_and_scores(
-    cfg: DictConfig, tasks: dict[str, Task], source: Source, data: SourceData, pretrained: Pretrained
+    cfg: DictConfig, tasks: dict[str, Task], source: Source, data: SourceData, checkpoint: DiffusionCheckpoint
 ) -> list[pl.Callback]:
     """What training shows; loads the codec only if something needs it, and lets it go if nothing does."""
-    if cfg.pictures not in ("auto", "codec", "linear"):
-        raise UserError(f"pictures={cfg.pictures}: take auto, codec or linear")
+    if cfg.preview not in ("auto", "vae", "linear"):
+        raise UserError(f"pictures={cfg.preview}: take auto, vae or linear")
     preview = source.preview if isinstance(source, ShardSource) else None
-    if cfg.pictures == "linear" and preview is None:
-        raise UserError("pictures=linear: needs shards with latents that synthesize made; take pictures=codec")
-    roughly = preview is not None and (cfg.pictures == "linear" or (cfg.pictures == "auto" and not cfg.validation.critters))
-    if roughly and not cfg.validation.critters and "image" not in data.held_out:
-        pretrained.release("codec")
-    decode: Any = preview if roughly else pretrained.codec().decode
-    callbacks: list[pl.Callback] = [SampleGrid(cfg.every.picture, Path(cfg.output_dir) / "pictures", decode)]
-    if cfg.validation.critters:
-        callbacks.append(critter_validation(cfg, tasks, pretrained))
+    if cfg.preview == "linear" and preview is None:
+        raise UserError("preview=linear: needs shards with latents that synthesize made; take preview=vae")
+    roughly = preview is not None and (cfg.preview == "linear" or (cfg.preview == "auto" and not cfg.validation.count))
+    if roughly and not cfg.validation.count and "image" not in data.held_out:
+        checkpoint.release("autoencoder")
+    decode: Any = preview if roughly else checkpoint.autoencoder().decode
+    callbacks: list[pl.Callback] = [SampleGrid(cfg.preview_every, Path(cfg.output_dir) / "pictures", decode)]
+    if cfg.validation.count:
+        callbacks.append(critter_validation(cfg, tasks, checkpoint))
     return callbacks
 
 
-def critter_validation(cfg: DictConfig, tasks: dict[str, Task], pretrained: Pretrained) -> CritterValidation:
+def critter_validation(cfg: DictConfig, tasks: dict[str, Task], checkpoint: DiffusionCheckpoint) -> CritterValidation:
     if not any(task.truth for task in tasks.values()):
-        raise UserError("validation.critters: no task says what is true of it, such as tasks.NAME.truth.species=lion")
-    sources: Any = OmegaConf.to_container(cfg.validation.sources, resolve=True)
+        raise UserError("validation.count: no task says what is true of it, such as tasks.NAME.truth.species=lion")
+    sources: Any = OmegaConf.to_container(cfg.validation.source, resolve=True)
     try:
-        return CritterValidation(tasks, pretrained.codec(), cfg.validation.critters, sources)
+        return CritterValidation(tasks, checkpoint.autoencoder(), cfg.validation.count, sources)
     except (TypeError, ValueError) as error:
-        raise UserError(f"validation.sources={sources}: {error}") from error
+        raise UserError(f"validation.source={sources}: {error}") from error
 
 
 def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
@@ -151,11 +151,11 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
     try:
         callbacks: list[pl.Callback] = [
             EMA(cfg.ema),
-            BadSamples(output_dir / "bad_samples.txt", cfg.bad_samples),
+            BadSamples(output_dir / "bad_samples.txt", cfg.max_bad_fraction),
             FiniteSteps(output_dir / "skipped_steps.txt"),
             build_sentinels(cfg),
-            Throughput(cfg.every.log),
-            Checkpoints(checkpoints, cfg.every.checkpoint, cfg.keep),
+            Throughput(cfg.log_every),
+            Checkpoints(checkpoints, cfg.checkpoint_every, cfg.keep_checkpoints),
             *([BestCheckpoint(checkpoints, cfg.best.metric, cfg.best.mode)] if cfg.best.metric else []),
             SaveOnSignal(checkpoints),
         ]
@@ -166,9 +166,9 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
             logger=build.build_loggers(cfg.logger, output_dir),
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # StepBatches splits by rank itself
-            log_every_n_steps=cfg.every.log,
+            log_every_n_steps=cfg.log_every,
             check_val_every_n_epoch=None,
-            val_check_interval=min(cfg.every.validation, cfg.trainer.max_steps) * accumulate,
+            val_check_interval=min(cfg.validate_every, cfg.trainer.max_steps) * accumulate,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             default_root_dir=output_dir,
@@ -214,18 +214,18 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule) -> 
             print(f"skipped     {callback.total} steps whose gradient was not finite, named in {callback.path}")
 
 
-def find_checkpoint(resume: str, output_dir: Path) -> tuple[Path, TranslatorCard] | None:
+def find_checkpoint(resume: str, output_dir: Path) -> tuple[Path, TranslatorConfig] | None:
     """What to go on from, and its card: `auto` takes the run directory's last.ckpt if there is one, or the newest that can be
     read."""
     if resume == "never":
         return None
     if resume != "auto":
-        return Path(resume), read_card(Path(resume))
+        return Path(resume), read_config(Path(resume))
     folder = output_dir / "checkpoints"
     paths = [p for p in (folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)) if p.exists()]
     for path in paths:
         try:
-            return path, read_card(path)
+            return path, read_config(path)
         except UserError:
             print(f"note: {path} is damaged", flush=True)
     if paths:
@@ -233,7 +233,7 @@ def find_checkpoint(resume: str, output_dir: Path) -> tuple[Path, TranslatorCard
     return None
 
 
-def check_same_task(path: Path, saved: TranslatorCard, card: TranslatorCard) -> None:
+def check_same_task(path: Path, saved: TranslatorConfig, card: TranslatorConfig) -> None:
     for field in ("tasks", "teacher", "translator"):
         if getattr(saved, field) != getattr(card, field):
             raise UserError(

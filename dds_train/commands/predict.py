@@ -13,16 +13,19 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dds_train import build
-from dds_train.commands.edits import AUTO, keeps_background, mask_of
-from dds_train.commands.inputs import Record, check_readable, find_pictures, sha256
-from dds_train.commands.streams import WriteBehind, batches, read_ahead, within_memory
-from dds_train.data.images import fit_into, overview, read_mask, save_image
-from dds_train.data.pictures import Picture, read_picture
-from dds_train.editing.masks import automatic_mask, feathered, on_background, pixel_mask
+from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
-from dds_train.frozen.device import find_device
+from dds_train.images.files import read_mask, save_image
+from dds_train.images.find import find_inputs
+from dds_train.images.grids import before_after_grid, fit_into
+from dds_train.images.input_image import InputImage, check_readable, read_input_image
+from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
+from dds_train.methods.masks import automatic_mask, feathered, on_background, pixel_mask
+from dds_train.methods.requests import AUTO, keeps_background, mask_of
 from dds_train.pipeline import Translator
-from dds_train.translator import Task, TranslatorCard, load_translator, read_card
+from dds_train.runs.digest import sha256
+from dds_train.runs.record import Record
+from dds_train.translator import Task, TranslatorConfig, load_translator, read_config
 from dds_train.translator.task import CAPTION
 
 UNUSED = ("loss", "data", "translator", "optimizer", "scheduler", "trainer", "logger")
@@ -31,8 +34,8 @@ SHOWN = 64  # pictures in the overview
 
 def run(cfg: DictConfig) -> None:
     output_dir = Path(cfg.output_dir)
-    found = find_pictures(cfg.image, output_dir)
-    card = read_card(Path(cfg.ckpt))
+    found = find_inputs(cfg.image, output_dir)
+    card = read_config(Path(cfg.ckpt))
     task = check_choices(cfg, card)
     sizes = check_readable(found, cfg.max_side)
     masks = {path: mask_of(cfg.mask, path) for _, path in found}
@@ -55,12 +58,12 @@ def run(cfg: DictConfig) -> None:
             items = [(picture, masks[path]) for path, picture in zip(batch, pictures, strict=True)]
             edited = within_memory(partial(edit, cfg, translator, task), items, "give a smaller tile=")
             for path, picture, result in zip(batch, pictures, edited, strict=True):
-                writer.put(partial(save_image, result, results[path], picture.extras), partial(done, path))
-    save_overview(list(results.items())[:SHOWN], output_dir / "before_after.png")
+                writer.put(partial(save_image, result, results[path], picture.alpha_and_profile), partial(done, path))
+    save_before_after_grid(list(results.items())[:SHOWN], output_dir / "before_after.png")
     print(f"{len(results)} pictures in {output_dir}, all beside their inputs in {output_dir / 'before_after.png'}", flush=True)
 
 
-def check_choices(cfg: DictConfig, card: TranslatorCard) -> Task | None:
+def check_choices(cfg: DictConfig, card: TranslatorConfig) -> Task | None:
     """The task that is asked for; None if an instruction is given in its stead."""
     if cfg.format not in ("png", "same"):
         raise UserError(f"format={cfg.format}: take png or same (as the input's)")
@@ -70,8 +73,8 @@ def check_choices(cfg: DictConfig, card: TranslatorCard) -> Task | None:
     return task
 
 
-def build_translator(cfg: DictConfig, card: TranslatorCard) -> Translator:
-    parts = build.build_pretrained(cfg.teacher, find_device(cfg.device))
+def build_translator(cfg: DictConfig, card: TranslatorConfig) -> Translator:
+    parts = build.build_checkpoint(cfg.teacher, find_device(cfg.device))
     if cfg.teacher.path is None:
         parts = replace(parts, path=card.teacher)
     return Translator(load_translator(Path(cfg.ckpt), parts)[0], card, parts, cfg.tile, cfg.overlap)
@@ -102,12 +105,12 @@ def result_name(name: str, path: Path, form: str) -> str:
     return f"{name}{path.suffix if form == 'same' else '.png'}"
 
 
-def read_batch(paths: Sequence[Path], max_side: int | None) -> list[Picture]:
-    return [read_picture(path, max_side) for path in paths]
+def read_batch(paths: Sequence[Path], max_side: int | None) -> list[InputImage]:
+    return [read_input_image(path, max_side) for path in paths]
 
 
 def edit(
-    cfg: DictConfig, translator: Translator, task: Task | None, items: Sequence[tuple[Picture, str | None]]
+    cfg: DictConfig, translator: Translator, task: Task | None, items: Sequence[tuple[InputImage, str | None]]
 ) -> list[Tensor]:
     """Results [3,H,W] of pictures of one size, each with its mask; on their own background, at their own size, where wanted."""
     images = torch.cat([picture.image for picture, _ in items])
@@ -126,7 +129,7 @@ def edit(
 
 
 def read_pixels(
-    cfg: DictConfig, translator: Translator, task: Task | None, picture: Picture, mask: str | None, size: tuple[int, int]
+    cfg: DictConfig, translator: Translator, task: Task | None, picture: InputImage, mask: str | None, size: tuple[int, int]
 ) -> Tensor:
     """The mask as [1,1,H,W], soft at its edge."""
     if mask is None:
@@ -135,12 +138,12 @@ def read_pixels(
         return feathered(read_mask(mask, size)[None], cfg.feather)
     assert task is not None, "checked before anything was loaded"
     prompts = translator.text.condition(task.source), translator.text.condition(task.target)
-    z = translator.codec.encode(picture.image)
+    z = translator.autoencoder.encode(picture.image)
     found = automatic_mask(translator.parts.teacher(), z, *prompts, seed=cfg.seed, **cfg.auto_mask).cpu()
-    pixels = pixel_mask(found, translator.codec.factor, picture.size)
+    pixels = pixel_mask(found, translator.autoencoder.factor, picture.size)
     return feathered(F.interpolate(pixels, size, mode="nearest"), cfg.feather)
 
 
-def save_overview(pairs: Sequence[tuple[Path, Path]], path: Path) -> None:
-    small = [[fit_into(read_picture(one, None).image[0], 256) for one in pair] for pair in pairs]
-    save_image(overview([(before, after) for before, after in small]), path)
+def save_before_after_grid(pairs: Sequence[tuple[Path, Path]], path: Path) -> None:
+    small = [[fit_into(read_input_image(one, None).image[0], 256) for one in pair] for pair in pairs]
+    save_image(before_after_grid([(before, after) for before, after in small]), path)

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dds_train.data.source import Sample
-from dds_train.distillation.rng import generator
+from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
 
 Place = tuple[int, int]  # (position in the endless order, index in the data set)
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # of pixels [3,S,S]
 
 
-class StepBatches(Sampler[list[Place]]):
+class StatelessBatchSampler(Sampler[list[Place]]):
     """Batches number `first` to `last` of an endless shuffle, the part of one rank.
 
     Every image comes once before any comes twice. A batch's content depends on (seed, its number, rank) and on nothing that
@@ -40,11 +40,11 @@ class StepBatches(Sampler[list[Place]]):
     def _at(self, position: int) -> int:
         epoch, index = divmod(position, self.size)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, torch.randperm(self.size, generator=generator(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.size, generator=seeded_rng(self.seed, "order", epoch))
         return int(self._order[index])
 
 
-class Placed(Dataset[dict[str, Any]]):
+class PositionedDataset(Dataset[dict[str, Any]]):
     """A data set whose samples know their position; what cannot be used is said instead of raised.
 
     Returns {"position": int} with the sample's tensors, or with {"bad": reason}.
@@ -62,7 +62,7 @@ class Placed(Dataset[dict[str, Any]]):
         if isinstance(read, str):
             return {"position": position, "bad": read}
         if self.augment and "image" in read:
-            read = {**read, "image": self.augment(read["image"], generator(self.seed, "augment", position))}
+            read = {**read, "image": self.augment(read["image"], seeded_rng(self.seed, "augment", position))}
         return {"position": position, **read}
 
 
@@ -109,7 +109,7 @@ def hold_out(dataset: Dataset[Sample], count: int) -> tuple[dict[str, Any], list
     raise UserError(f"data: {size} images are too few{why}; more than held_out={count} are needed")
 
 
-def step_loader(dataset: Placed, batches: StepBatches, workers: int) -> DataLoader[dict[str, Any]]:
+def step_loader(dataset: PositionedDataset, batches: StatelessBatchSampler, workers: int) -> DataLoader[dict[str, Any]]:
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from dds_train.data.images import image_size, read_image, square_crop
-from dds_train.data.paths import find_images
-from dds_train.data.source import Sample
+from dds_train.data.source import Sample, image_size
+from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained
+from dds_train.images.files import read_image, square_crop
+from dds_train.images.find import find_images
 
 METADATA = "metadata.csv"
 
@@ -30,8 +30,8 @@ class FolderSource:
         UserError: if there are no pictures, or the size does not suit the codec.
     """
 
-    def __init__(self, path: str, pretrained: Pretrained, size: int | None = None) -> None:
-        self.path, self.size = Path(path), image_size(pretrained, size)
+    def __init__(self, path: str, checkpoint: DiffusionCheckpoint, size: int | None = None) -> None:
+        self.path, self.size = Path(path), image_size(checkpoint, size)
         self.paths = find_images(path, "data.path")
 
     def prepare(self) -> None:

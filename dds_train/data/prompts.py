@@ -7,7 +7,7 @@ from string import Formatter
 import torch
 import yaml
 
-from dds_train.distillation.rng import generator
+from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
 
 
@@ -17,7 +17,7 @@ def fill_all(prompts: Sequence[str], words: Mapping[str, Sequence[str]], count: 
     Raises:
         UserError: for a template whose words are missing.
     """
-    return [fill(prompts, words, generator(seed, "prompt", i)) for i in range(count)]
+    return [fill(prompts, words, seeded_rng(seed, "prompt", i)) for i in range(count)]
 
 
 def fill(templates: Sequence[str], words: Mapping[str, Sequence[str]], rng: torch.Generator) -> str:

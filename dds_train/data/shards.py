@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from dds_train.data.images import checked_image, image_size, square_crop
-from dds_train.data.paths import find_shards
-from dds_train.data.source import Sample
+from dds_train.data.source import Sample, image_size
+from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
-from dds_train.frozen import Pretrained, PromptTable
+from dds_train.images.files import checked_image, square_crop
+from dds_train.data.paths import find_shards
 
 LATENT = "z.npy"
 IMAGES = ("png", "jpg", "jpeg", "webp")
@@ -35,7 +35,7 @@ TABLE = "prompts.safetensors"
 
 
 @dataclass
-class Entry:
+class ShardSample:
     """Where the members of one sample are: extension -> (offset, bytes)."""
 
     shard: Path
@@ -47,9 +47,9 @@ class Entry:
         return f"{self.shard.name}/{self.key}"
 
 
-def scan_shard(shard: Path) -> tuple[list[Entry], str | None]:
+def scan_shard(shard: Path) -> tuple[list[ShardSample], str | None]:
     """The samples of a tar file, and what is wrong with its end, if anything: a truncated one yields what is whole."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ShardSample] = {}
     problem, size, end = None, shard.stat().st_size, 0
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -62,7 +62,7 @@ def scan_shard(shard: Path) -> tuple[list[Entry], str | None]:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError("unexpected end of data")
                 key = f"{folder}/{stem}" if folder else stem
-                entries.setdefault(key, Entry(shard, key)).members[extension.lower()] = (member.offset_data, member.size)
+                entries.setdefault(key, ShardSample(shard, key)).members[extension.lower()] = (member.offset_data, member.size)
         if size < end + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("no end mark")
     except (tarfile.TarError, OSError) as error:
@@ -99,12 +99,12 @@ class ShardSource:
     """
 
     def __init__(
-        self, path: str | Sequence[str], pretrained: Pretrained, latents: bool = True, size: int | None = None
+        self, path: str | Sequence[str], checkpoint: DiffusionCheckpoint, latents: bool = True, size: int | None = None
     ) -> None:
-        self.pretrained = pretrained
+        self.checkpoint = checkpoint
         specs = [path] if isinstance(path, str) else path
         self.shards = list(dict.fromkeys(shard for spec in specs for shard in find_shards(spec)))
-        self.manifest = read_manifest(self.shards)
+        self.manifest = read_shard_manifest(self.shards)
         scanned = [scan_shard(shard) for shard in self.shards]
         self.problems = [problem for _, problem in scanned if problem]
         wanted = {LATENT, *IMAGES} if latents else set(IMAGES)
@@ -113,13 +113,13 @@ class ShardSource:
             what = "; ".join(self.problems) or f"looked for .{LATENT} and .{', .'.join(IMAGES)}"
             raise UserError(f"data.path={path}: no samples in these shards ({what})")
         self.latents = latents and all(LATENT in entry.members for entry in self.entries)
-        self.size = 0 if self.latents else image_size(pretrained, size)
+        self.size = 0 if self.latents else image_size(checkpoint, size)
 
     def prepare(self) -> None:
         for problem in self.problems:
             print(f"note: {problem}", flush=True)
         if self.manifest and self.latents:
-            self._check("codec", "vae")
+            self._check("vae", "vae")
         if self.manifest:
             self._check("text_encoder", "tokenizer", "text_encoder")
 
@@ -152,17 +152,17 @@ class ShardSource:
         assert self.manifest is not None
         made_by = self.manifest["teacher"]
         try:
-            known = self.pretrained.fingerprint(*parts)
+            known = self.checkpoint.fingerprint(*parts)
         except UserError:
             return  # not on this disk, so not to be mistaken for another either
         if made_by[name] != known:
             raise UserError(
                 f"data.path={self.shards[0].parent}: made with another {name} (that of {made_by['path']}) than "
-                f"teacher.path={self.pretrained.path}; take that teacher, or synthesize anew"
+                f"teacher.path={self.checkpoint.path}; take that teacher, or synthesize anew"
             )
 
 
-def read_manifest(shards: Sequence[Path]) -> dict[str, Any] | None:
+def read_shard_manifest(shards: Sequence[Path]) -> dict[str, Any] | None:
     """What `synthesize` wrote beside the shards, if all lie in one folder and it did.
 
     Raises:
@@ -184,7 +184,7 @@ def read_manifest(shards: Sequence[Path]) -> dict[str, Any] | None:
 
 
 class _Shards(Dataset[Sample]):
-    def __init__(self, entries: Sequence[Entry], latents: bool, size: int) -> None:
+    def __init__(self, entries: Sequence[ShardSample], latents: bool, size: int) -> None:
         self.entries, self.latents, self.size = entries, latents, size
         self._open: dict[tuple[int, Path], int] = {}  # (process, shard) -> file descriptor
 
@@ -205,7 +205,7 @@ class _Shards(Dataset[Sample]):
             raise UserError(f"{entry.name}: {str(error).splitlines()[0]}") from error
         return {"image": square_crop(image, self.size), "caption": caption}
 
-    def caption(self, entry: Entry) -> str:
+    def caption(self, entry: ShardSample) -> str:
         if "json" in entry.members:
             prompt = json.loads(self._bytes(entry, "json")).get("prompt")
             if isinstance(prompt, str):
@@ -214,7 +214,7 @@ class _Shards(Dataset[Sample]):
             return " ".join(self._bytes(entry, "txt").decode(errors="replace").split())
         raise UserError(f"{entry.name}: has no caption (.json with a prompt, or .txt), and a task says {{caption}}")
 
-    def _bytes(self, entry: Entry, extension: str) -> bytes:
+    def _bytes(self, entry: ShardSample, extension: str) -> bytes:
         # Descriptors belong to one process: workers that were forked open their own.
         key = (os.getpid(), entry.shard)
         if key not in self._open:

@@ -6,6 +6,9 @@ from typing import Protocol
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.errors import UserError
+
 # {"z": latents [C,h,w]} or {"image": pixels [3,S,S] in [-1,1]}; of a source with captions also {"caption": its number []}
 Sample = dict[str, Tensor]
 
@@ -26,3 +29,15 @@ class Source(Protocol):
         """Map-style and sized; after `prepare`. A sample that cannot be read raises an error that names it: it is left out,
         counted, and written down."""
         ...
+
+
+def image_size(checkpoint: DiffusionCheckpoint, size: int | None) -> int:
+    """The side in pixels of training images: as asked for, or the teacher's own. Loads no weights.
+
+    Raises:
+        UserError: if the codec cannot work at that size.
+    """
+    own, factor = checkpoint.image_size()
+    if size is not None and (size < 1 or size % factor):
+        raise UserError(f"data.size={size}: the codec needs a positive multiple of {factor}")
+    return size or own

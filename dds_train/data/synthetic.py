@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 from dds_train.data.prompts import fill_all, read_prompts
 from dds_train.data.shards import MANIFEST, ShardSource
 from dds_train.data.source import Sample
-from dds_train.data.synthesize import recipe_for, synthesize
-from dds_train.frozen import Pretrained
+from dds_train.data.synthesis import recipe_for, synthesize
+from dds_train.diffusion import DiffusionCheckpoint
 
 PER_SHARD = 1024
 
@@ -24,7 +24,7 @@ class SyntheticSource:
         words: what fills the templates.
         count: images.
         guidance, steps: of the sampling.
-        batch: images at a time.
+        batch_size: images at a time.
         seed: image i depends on (seed, i).
         cache: folder for the results of all such calls; ~/.cache/dds_train if not given.
 
@@ -34,26 +34,26 @@ class SyntheticSource:
 
     def __init__(
         self,
-        pretrained: Pretrained,
+        checkpoint: DiffusionCheckpoint,
         prompts: str | Sequence[str],
         words: Mapping[str, Sequence[str]],
         count: int,
         guidance: float,
         steps: int,
-        batch: int,
+        batch_size: int,
         seed: int,
         cache: str | None,
     ) -> None:
-        self.pretrained, self.batch = pretrained, batch
+        self.checkpoint, self.batch_size = checkpoint, batch_size
         filled = fill_all(*read_prompts(prompts, words), count, seed)
-        self.recipe = recipe_for(pretrained, filled, guidance=guidance, steps=steps, seed=seed, per_shard=PER_SHARD)
+        self.recipe = recipe_for(checkpoint, filled, guidance=guidance, steps=steps, seed=seed, per_shard=PER_SHARD)
         self.folder = Path(cache or "~/.cache/dds_train").expanduser() / "synthetic" / self.recipe.digest()[:16]
 
     def prepare(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.folder}.lock"):
             if not (self.folder / MANIFEST).exists():
-                synthesize(self.pretrained, self.recipe, self.folder, batch=self.batch)
+                synthesize(self.checkpoint, self.recipe, self.folder, batch=self.batch_size)
 
     @property
     def captions(self) -> list[str]:
@@ -63,4 +63,4 @@ class SyntheticSource:
         return self._shards().dataset()
 
     def _shards(self) -> ShardSource:
-        return ShardSource(str(self.folder), self.pretrained)
+        return ShardSource(str(self.folder), self.checkpoint)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dds_train.distillation.guidance import Condition
 from dds_train.distillation.inject import Distilled, inject
-from dds_train.distillation.linear import for_edits, linear_loss
+from dds_train.distillation.linear import linear_loss, repeat_per_edit
 from dds_train.distillation.noise import ScoreModel
 
 
@@ -53,14 +53,14 @@ def cds_loss(
     Others as in `linear_loss`; `weight` is that of the DDS part.
     """
     dds = linear_loss("dds", teacher, z_source, z_target, source, target, t, eps, guidance, weight)
-    edit_t, edit_eps = for_edits(t, z_target), for_edits(eps, z_target)
+    edit_t, edit_eps = repeat_per_edit(t, z_target), repeat_per_edit(eps, z_target)
     with torch.no_grad():
         fixed = teacher.features(teacher.schedule.add_noise(z_source, eps, t), t, source.text)
     with torch.enable_grad():
         z = z_target.detach().requires_grad_()
         moving = teacher.features(teacher.schedule.add_noise(z, edit_eps, edit_t), edit_t, target.text)
         unlike = sum(
-            patch_nce(pooled(for_edits(was, z), pool), pooled(now, pool), edit_eps, patches, temperature).sum()
+            patch_nce(pooled(repeat_per_edit(was, z), pool), pooled(now, pool), edit_eps, patches, temperature).sum()
             for was, now in zip(fixed, moving, strict=True)
             for pool in pools
         )

@@ -32,11 +32,11 @@ TERMS = {
     "eps": "the noise",
     "change": "z_target - z_source",
 }
-Sum = dict[str, Tensor | float]
-Row = tuple[Tensor, Tensor, Tensor]  # noised latents [N,C,h,w], steps [N], prompts [N,L,D]
+CoefficientTable = dict[str, Tensor | float]
+Query = tuple[Tensor, Tensor, Tensor]  # noised latents [N,C,h,w], steps [N], prompts [N,L,D]
 
 
-def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
+def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable:
     """Score Distillation Sampling, DreamFusion (arXiv 2209.14988), equation 3: ``e_w(z_t, y_target) - eps``.
 
     The baseline that DDS corrects: it compares with the noise itself instead of with the input's branch, so the teacher's
@@ -45,7 +45,7 @@ def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
     return {"edit_target": guidance, "edit_null": 1 - guidance, "eps": -1.0}
 
 
-def dds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
+def dds(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable:
     """Delta Denoising Score, arXiv 2304.07090, equation 3: ``e_w(z_t, y_target) - e_w(zs_t, y_source)``.
 
     Source and target are noised with the *same* t and eps. What the teacher gets wrong about an image it gets wrong in
@@ -56,7 +56,7 @@ def dds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
     return {"edit_target": guidance, "input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}
 
 
-def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Sum:
+def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> CoefficientTable:
     """Posterior Distillation Sampling, arXiv 2311.13831, equation 14: the difference of the noises that would lead from z_t to
     z_s, s the step before t. In closed form ``A_t (z_target - z_source) + B_t DDS``: DDS and a pull towards the input that
     fades as t grows.
@@ -77,7 +77,7 @@ def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Su
     return {"change": pull, **{term: push * value for term, value in dds(noise, t, guidance).items()}}
 
 
-def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 200) -> Sum:
+def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 200) -> CoefficientTable:
     """Noise-Free Score Distillation, arXiv 2310.17590, equation 7: ``w (e(z_t, y_target) - e(z_t, null)) + d``, with d what
     draws towards real images: ``e(z_t, null)`` at small steps, ``e(z_t, null) - e(z_t, y_negative)`` from `clean_below` on.
 
@@ -87,14 +87,14 @@ def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 20
     return {"edit_target": guidance, "edit_null": 1 - guidance, "edit_negative": -noisy}
 
 
-def csd(noise: NoiseSchedule, t: Tensor, guidance: float, against: float = 0.0) -> Sum:
+def csd(noise: NoiseSchedule, t: Tensor, guidance: float, against: float = 0.0) -> CoefficientTable:
     """Classifier Score Distillation, arXiv 2310.19415, equations 6 and 12: the guidance direction alone,
     ``e(z_t, y_target) - e(z_t, null)``, less `against` times that of the source prompt. `guidance` is not used.
     """
     return {"edit_target": 1.0, "edit_source": -against, "edit_null": against - 1}
 
 
-def bridge(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
+def bridge(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable:
     """The second stage of arXiv 2406.09417 (score distillation as a Schroedinger bridge), equation 11:
     ``w (e(z_t, y_target) - e(z_t, y_source))``. The source prompt says what the current images are like, flaws included
     (the target with "oversaturated, smooth, pixelated, ..." after it); meant to follow a stage of SDS.
@@ -102,7 +102,9 @@ def bridge(noise: NoiseSchedule, t: Tensor, guidance: float) -> Sum:
     return {"edit_target": guidance, "edit_source": -guidance}
 
 
-def ssd(noise: NoiseSchedule, t: Tensor, guidance: float, keep: float = 2.0, push: float = 5.5, identity: float = 0.075) -> Sum:
+def ssd(
+    noise: NoiseSchedule, t: Tensor, guidance: float, keep: float = 2.0, push: float = 5.5, identity: float = 0.075
+) -> CoefficientTable:
     """Stable Score Distillation (ICCV 2025): ``keep / 2 (e(z_t, y_source) - e(zs_t, null)) + w / 2 (e(z_t, y_target) -
     e(z_t, y_source)) + push (e(z_t, y_target) - e(z_t, null)) + identity exp(t / T) (z_t - zs_t)``.
     """
@@ -116,14 +118,14 @@ def ssd(noise: NoiseSchedule, t: Tensor, guidance: float, keep: float = 2.0, pus
     }
 
 
-def lusd(noise: NoiseSchedule, t: Tensor, guidance: float, identity: float = 0.02) -> Sum:
+def lusd(noise: NoiseSchedule, t: Tensor, guidance: float, identity: float = 0.02) -> CoefficientTable:
     """Localised and normalised (LUSD, ICCV 2025): ``d = (1 - l) (e(z_t, y_target) - e(z_t, y_source)) + l (z_target -
     z_source)``, of which G takes the direction alone (see `NORMALISED`). The paper's mask is any loss's mask here.
     """
     return {"edit_target": 1 - identity, "edit_source": identity - 1, "change": identity}
 
 
-Coefficients = Callable[..., Sum]
+Coefficients = Callable[..., CoefficientTable]
 LINEAR: dict[str, Coefficients] = {
     "sds": sds, "dds": dds, "pds": pds, "nfsd": nfsd, "csd": csd, "bridge": bridge, "ssd": ssd, "lusd": lusd,
 }  # fmt: skip
@@ -167,12 +169,12 @@ def linear_loss(
         ValueError: for an unknown weight, or a loss that needs a negative prompt and finds none.
     """
     with torch.no_grad():
-        edit_t, edit_eps = for_edits(t, z_target), for_edits(eps, z_target)
+        edit_t, edit_eps = repeat_per_edit(t, z_target), repeat_per_edit(eps, z_target)
         sums = LINEAR[name](teacher.schedule, edit_t, guidance, **options)
         used = {term: value for term, value in sums.items() if isinstance(value, Tensor) or value != 0}
         said = {
             "edit_target": target.text,
-            "edit_source": for_edits(source.text, z_target),
+            "edit_source": repeat_per_edit(source.text, z_target),
             "edit_null": target.null,
             "input_source": source.text,
             "input_null": source.null,
@@ -185,37 +187,37 @@ def linear_loss(
         zs_t = teacher.schedule.add_noise(z_source, eps, t)
         asked = [term for term in said if term in used]
         rows = {one: (z_t, edit_t, said[one]) if one.startswith("edit") else (zs_t, t, said[one]) for one in asked}
-        values = {"eps": eps, "change": z_target - for_edits(z_source, z_target)} | predict(teacher, rows)
-        grad = sum((used[term] * for_edits(values[term], z_target) for term in used), torch.zeros_like(z_target))
+        values = {"eps": eps, "change": z_target - repeat_per_edit(z_source, z_target)} | predict(teacher, rows)
+        grad = sum((used[term] * repeat_per_edit(values[term], z_target) for term in used), torch.zeros_like(z_target))
         if name in NORMALISED:
             grad = guidance * grad / grad.std(dim=(1, 2, 3), keepdim=True)
-        grad = w_t(teacher.schedule, edit_t, weight) * grad
+        grad = timestep_weight(teacher.schedule, edit_t, weight) * grad
     return inject(z_target, grad)
 
 
-def predict(teacher: ScoreModel, rows: dict[str, Row]) -> dict[str, Tensor]:
+def predict(teacher: ScoreModel, rows: dict[str, Query]) -> dict[str, Tensor]:
     """The teacher's predictions for each term: from one batched call, or two if it remembers its answers about inputs."""
     if isinstance(teacher, SourceCache):
         inputs = {term: row for term, row in rows.items() if term.startswith("input")}
         edits = {term: row for term, row in rows.items() if term not in inputs}
-        return together(teacher.predict_input, inputs) | together(teacher.predict_eps, edits)
-    return together(teacher.predict_eps, rows)
+        return batched_call(teacher.predict_input, inputs) | batched_call(teacher.predict_eps, edits)
+    return batched_call(teacher.predict_eps, rows)
 
 
-def together(ask: Callable[..., Tensor], rows: dict[str, Row]) -> dict[str, Tensor]:
+def batched_call(ask: Callable[..., Tensor], rows: dict[str, Query]) -> dict[str, Tensor]:
     if not rows:
         return {}
     answers = ask(*(torch.cat(column) for column in zip(*rows.values(), strict=True)))
     return dict(zip(rows, answers.split([len(z_t) for z_t, _, _ in rows.values()]), strict=True))
 
 
-def for_edits(x: Tensor, z_target: Tensor) -> Tensor:
+def repeat_per_edit(x: Tensor, z_target: Tensor) -> Tensor:
     """What belongs to N inputs [N,...], once for each of their edits [N*M,...]; what belongs to the edits as it is."""
     edits = len(z_target) // len(x)
     return x if edits == 1 else x.repeat_interleave(edits, dim=0)
 
 
-def w_t(schedule: NoiseSchedule, t: Tensor, name: str) -> Tensor:
+def timestep_weight(schedule: NoiseSchedule, t: Tensor, name: str) -> Tensor:
     """As [B,1,1,1]."""
     _, sigma = schedule.at(t)
     if name == "one":

@@ -12,7 +12,7 @@ from torch import Tensor
 Key = tuple[int | str, ...]
 
 
-def generator(*key: int | str) -> torch.Generator:
+def seeded_rng(*key: int | str) -> torch.Generator:
     """A CPU generator determined by `key`, e.g. ``generator(seed, "order", epoch)``."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -31,7 +31,7 @@ def draw(
     """
     pairs = []
     for key in keys:
-        rng = generator(*key)
+        rng = seeded_rng(*key)
         pairs.append((torch.randint(*t_range, (), generator=rng), torch.randn(tuple(shape), generator=rng)))
     t, eps = (torch.stack(column) for column in zip(*pairs, strict=True))
     return t.to(device), eps.to(device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dds_train.distillation.guidance import Condition, guided_eps
 from dds_train.distillation.inject import Distilled, inject
-from dds_train.distillation.linear import for_edits, w_t
+from dds_train.distillation.linear import repeat_per_edit, timestep_weight
 from dds_train.distillation.noise import ScoreModel
 
 
@@ -55,7 +55,7 @@ class VariationalLoss:
         guidance: float,
     ) -> Distilled:
         """As `linear_loss`; the inputs and their prompts are not used."""
-        t, eps = for_edits(t, z_target), for_edits(eps, z_target)
+        t, eps = repeat_per_edit(t, z_target), repeat_per_edit(eps, z_target)
         z_t = teacher.schedule.add_noise(z_target.detach(), eps, t)
         with torch.no_grad():
             wanted = guided_eps(teacher, z_t, t, target, guidance)
@@ -64,4 +64,4 @@ class VariationalLoss:
             self.optimizer.zero_grad()
             (known - eps).square().mean().backward()
         self.optimizer.step()
-        return inject(z_target, w_t(teacher.schedule, t, self.weight) * (wanted - known.detach()))
+        return inject(z_target, timestep_weight(teacher.schedule, t, self.weight) * (wanted - known.detach()))

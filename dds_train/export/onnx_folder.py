@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from dds_train.diffusion import Autoencoder, DiffusionCheckpoint
 from dds_train.export import standalone_onnx
-from dds_train.frozen import Codec, Pretrained
-from dds_train.translator import TranslatorCard, TranslatorNetwork
+from dds_train.translator import TranslatorConfig, TranslatorNetwork
 
 LARGEST = 8192  # pixels of a side
 
@@ -23,9 +23,9 @@ LARGEST = 8192  # pixels of a side
 class PixelsToPixels(nn.Module):
     """Codec, translator, codec."""
 
-    def __init__(self, codec: Codec, unet: nn.Module) -> None:
+    def __init__(self, autoencoder: Autoencoder, unet: nn.Module) -> None:
         super().__init__()
-        self.vae, self.unet, self.scale, self.shift = codec.network, unet, codec.scale, codec.shift
+        self.vae, self.unet, self.scale, self.shift = autoencoder.network, unet, autoencoder.scale, autoencoder.shift
 
     def forward(self, image: Tensor, text: Tensor, strength: Tensor) -> Tensor:
         """image [B,3,H,W] in [-1,1], text [B,L,D], strength [B] -> [B,3,H,W]."""
@@ -41,12 +41,12 @@ class Checked:
     shapes: list[tuple[int, ...]]  # of the pictures it was measured on
 
 
-def export_onnx(folder: Path, network: TranslatorNetwork, card: TranslatorCard, parts: Pretrained) -> Checked:
+def export_onnx(folder: Path, network: TranslatorNetwork, card: TranslatorConfig, parts: DiffusionCheckpoint) -> Checked:
     """translator.onnx, the tasks' prompt embeddings (tasks.npz), settings.json and run.py. Batch, height and width may be any
     that the networks' strides divide. Ends with a run of the file by onnxruntime on pictures of several shapes."""
-    unet, codec, text = network.plain_unet(), parts.codec(), parts.text_encoder()
-    graph = PixelsToPixels(codec, unet.to(codec.device)).eval()
-    multiple = codec.factor * network.stride
+    unet, autoencoder, text = network.plain_unet(), parts.autoencoder(), parts.text_encoder()
+    graph = PixelsToPixels(autoencoder, unet.to(autoencoder.device)).eval()
+    multiple = autoencoder.factor * network.stride
     embeddings = {name: text.embed(task.instruction) for name, task in card.tasks.items()}
     length, width = next(iter(embeddings.values())).shape[1:]
 

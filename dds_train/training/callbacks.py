@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from dds_train.data.images import save_image, strip
+from dds_train.images.files import save_image
+from dds_train.images.grids import image_grid
 from dds_train.training.module import DistillationModule
 
 
@@ -62,7 +63,7 @@ class SampleGrid(Callback):
         inputs = {name: value[: self.count] for name, value in data.held_out.items()}
         z = module.encode(inputs)
         latents = [z, *(module.translate(z, module.every_time(task, z)) for task in range(len(module.tasks.names)))]
-        picture = strip([self.decode(row).cpu() for row in latents])
+        picture = image_grid([self.decode(row).cpu() for row in latents])
         save_image(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -5,7 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from dds_train.data.batches import Augment, Placed, StepBatches, hold_out, step_loader
+from dds_train.data.batches import Augment, PositionedDataset, StatelessBatchSampler, hold_out, step_loader
 from dds_train.data.source import Sample
 
 
@@ -30,12 +30,12 @@ class SourceData(pl.LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.held_out, training = hold_out(dataset, held_out)
         self.size, self.augments = len(training), augment is not None
-        self._training = Placed(dataset, training, seed, augment)
+        self._training = PositionedDataset(dataset, training, seed, augment)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
-        batches = StepBatches(
+        batches = StatelessBatchSampler(
             size=self.size,
             batch=self.batch_size,
             first=self.trainer.global_step * accumulate,

@@ -7,12 +7,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from dds_train.diffusion import Autoencoder, Teacher
 from dds_train.distillation import Distilled, Loss
 from dds_train.distillation.rng import draw
-from dds_train.frozen import Codec, Teacher
 from dds_train.training.schedules import Ramp
 from dds_train.training.tasks import TaskBank
-from dds_train.translator import TranslatorCard
+from dds_train.translator import TranslatorConfig
 
 
 class DistillationModule(pl.LightningModule):
@@ -40,7 +40,7 @@ class DistillationModule(pl.LightningModule):
         *,
         translator: nn.Module,
         teacher: Teacher,
-        codec: Codec | None,
+        autoencoder: Autoencoder | None,
         tasks: TaskBank,
         tasks_per_image: int = 1,
         loss: Loss,
@@ -50,11 +50,11 @@ class DistillationModule(pl.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler],
         seed: int,
-        card: TranslatorCard,
+        card: TranslatorConfig,
     ) -> None:
         super().__init__()
         self.translator = translator
-        self.teacher, self.codec = teacher, codec
+        self.teacher, self.autoencoder = teacher, autoencoder
         self.tasks, self.tasks_per_image = tasks, tasks_per_image
         self.loss, self.guidance, self.identity, self.t_range = loss, guidance, identity, t_range
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -124,8 +124,8 @@ class DistillationModule(pl.LightningModule):
         """{"z": latents [B,C,h,w]} or {"image": pixels [B,3,H,W] in [-1,1]} -> latents [B,C,h,w]."""
         if "z" in batch:
             return batch["z"].to(self.device)
-        assert self.codec is not None, "batches of pixels need a codec"
-        return self.codec.encode(batch["image"])
+        assert self.autoencoder is not None, "batches of pixels need a codec"
+        return self.autoencoder.encode(batch["image"])
 
     @property
     def progress(self) -> float:
@@ -134,8 +134,8 @@ class DistillationModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
         self.tasks = self.tasks.to(self.device)
-        if self.codec is not None:
-            self.codec.to(self.device)
+        if self.autoencoder is not None:
+            self.autoencoder.to(self.device)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.translator.parameters())

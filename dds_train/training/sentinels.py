@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from dds_train.errors import UserError
-from dds_train.metrics.diversity import diversity
+from dds_train.evaluation.metrics.diversity import diversity
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,6 @@ class BadSamples(Callback):
         size = trainer.datamodule.size  # type: ignore[attr-defined]
         if len(self.seen) > self.limit * size:
             raise UserError(
-                f"data: {len(self.seen)} of {size} samples cannot be used, more than bad_samples={self.limit:g} of them; "
+                f"data: {len(self.seen)} of {size} samples cannot be used, more than max_bad_fraction={self.limit:g} of them; "
                 f"see {self.path} (the last: {reasons[-1]})"
             )

@@ -9,7 +9,7 @@ from dds_train.training.module import DistillationModule
 def summary(module: DistillationModule, batch_size: int, precision: str, checkpointing: bool) -> str:
     """Parameters trained and frozen, and the memory of one device, by arithmetic: not measured."""
     trained = list(module.translator.parameters())
-    held = {id(p): p for frozen in (module.teacher, module.codec) if frozen for p in frozen.network.parameters()}
+    held = {id(p): p for frozen in (module.teacher, module.autoencoder) if frozen for p in frozen.network.parameters()}
     frozen = [p for p in held.values() if not p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in (*trained, *frozen))
     # Gradient, the optimiser's two moments (Adam), the average.

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dds_train.diffusion import PromptTable
 from dds_train.distillation.guidance import Condition
-from dds_train.frozen import PromptTable
 from dds_train.translator import Task
 
 

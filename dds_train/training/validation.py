@@ -8,13 +8,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from dds_train.critters.dataset import to_tensor
+from dds_train.critters.scores import CritterScores, score_edit
 from dds_train.critters.world import critter
-from dds_train.frozen import Codec
-from dds_train.metrics.critters import CritterScores, score_edit
+from dds_train.diffusion import Autoencoder
 from dds_train.training.module import DistillationModule
 from dds_train.translator import Task
 
-FIRST = 30_000_000  # number of the first critter: none that training, or the README's tables, see
+VALIDATION_SEED = 30_000_000  # number of the first critter: none that training, or the README's tables, see
 
 
 class CritterValidation(Callback):
@@ -30,20 +30,20 @@ class CritterValidation(Callback):
         sources: parameters of all of them, such as ``{"species": "cat"}``.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], codec: Codec, count: int, sources: Mapping[str, Any]) -> None:
+    def __init__(self, tasks: Mapping[str, Task], autoencoder: Autoencoder, count: int, sources: Mapping[str, Any]) -> None:
         self.truths = {name: task.truth for name, task in tasks.items() if task.truth}
-        self.codec = codec
-        self.critters = [critter(FIRST + i, **sources) for i in range(count)]
+        self.autoencoder = autoencoder
+        self.critters = [critter(VALIDATION_SEED + i, **sources) for i in range(count)]
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
-        z = self.codec.encode(torch.stack([to_tensor(one) for one in self.critters]))
+        z = self.autoencoder.encode(torch.stack([to_tensor(one) for one in self.critters]))
         gaps, shares = [], []
         for number, name in enumerate(pl_module.tasks.names):
             if name not in self.truths:
                 continue
-            images = self.codec.decode(pl_module.translate(z, pl_module.every_time(number, z)))
+            images = self.autoencoder.decode(pl_module.translate(z, pl_module.every_time(number, z)))
             scores = score_edit(images, self.critters, self.truths[name])
             gaps.append(scores.gap_closed)
             shares.append(right(scores, self.truths[name]))

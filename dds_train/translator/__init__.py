@@ -1,6 +1,6 @@
 """The network that is trained, and how it is saved and loaded."""
 
-from dds_train.translator.checkpoint import TranslatorCard, export_translator, load_translator, read_card, read_weights
+from dds_train.translator.files import TranslatorConfig, export_translator, load_translator, read_config, read_weights
 from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator, translate_latents
 from dds_train.translator.lora import LoRATranslator
 from dds_train.translator.task import Task, all_prompts, tasks_from
@@ -12,14 +12,14 @@ __all__ = [
     "LoRATranslator",
     "Task",
     "TeacherInitTranslator",
-    "TranslatorCard",
+    "TranslatorConfig",
     "TranslatorNetwork",
     "UNetTranslator",
     "all_prompts",
     "export_translator",
     "load_translator",
     "make_translator",
-    "read_card",
+    "read_config",
     "read_weights",
     "tasks_from",
     "translate_latents",

@@ -1,0 +1,1 @@
+"""The command line: argv to a checked configuration, without torch."""

@@ -1,0 +1,57 @@
+"""New latents from prompts, by the teacher and one of diffusers' schedulers."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from dds_train.diffusion.teacher import Teacher
+from dds_train.distillation.guidance import Condition, guided_eps
+from dds_train.distillation.noise import ScoreModel
+from dds_train.distillation.rng import seeded_rng
+
+
+@torch.no_grad()
+def sample_latents(
+    teacher: Teacher,
+    scheduler: SchedulerMixin,
+    condition: Condition,
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+    guidance: float = 4.0,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Draw one latent for each seed.
+
+    The starting noise of an image depends on its seed alone, so the batch it is drawn in does not change it.
+
+    Args:
+        scheduler: a diffusers scheduler made for noise prediction.
+        condition: prompts of the B images.
+        seeds: B of them.
+        size: (h, w) of the latents; the teacher's own if not given.
+
+    Returns:
+        scaled latents [B,C,h,w]
+    """
+    channels, *own = teacher.latent_shape
+    shape = (channels, *(size or own))
+    z = torch.stack([torch.randn(shape, generator=seeded_rng("sample", seed)) for seed in seeds]).to(teacher.device)
+    scheduler.set_timesteps(steps)
+    z = z * scheduler.init_noise_sigma
+    return denoise(teacher, scheduler, z, scheduler.timesteps, condition, guidance)
+
+
+@torch.no_grad()
+def denoise(
+    teacher: ScoreModel, scheduler: SchedulerMixin, z: Tensor, timesteps: Tensor, condition: Condition, guidance: float
+) -> Tensor:
+    """z [B,C,h,w] taken through the scheduler's `timesteps`; `condition` has B prompts, or one."""
+    condition = condition.expand(len(z))
+    for t in timesteps:
+        z_t = scheduler.scale_model_input(z, t)
+        eps = guided_eps(teacher, z_t, t.to(z.device).long().expand(len(z)), condition, guidance)
+        z = scheduler.step(eps, t, z).prev_sample
+    return z

@@ -1,0 +1,1 @@
+"""How good edits are: evaluation items, metrics, a recommendation and a report."""

@@ -1,0 +1,1 @@
+"""Records of what a folder holds: which inputs and settings made which results."""
