@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from dds_train.data.paths import find_shards
 from dds_train.data.source import Sample, image_size
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
 from dds_train.images.files import checked_image, square_crop
-from dds_train.data.paths import find_shards
 
 LATENT = "z.npy"
 IMAGES = ("png", "jpg", "jpeg", "webp")
