@@ -1,10 +1,12 @@
-"""The procedural world: deterministic, exact counterfactuals, metrics that know the truth."""
+"""The critters benchmark: deterministic renders, exact counterfactuals, scores against the ground truth."""
 
 import hashlib
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +16,17 @@ from torch.utils.data import DataLoader
 from dds_train.critters.captions import full_caption, sample_caption
 from dds_train.critters.dataset import CritterDataset, CritterStream, to_tensor
 from dds_train.critters.render import render, render_backdrop
-from dds_train.critters.scores import background_mask, score_species_edit
-from dds_train.critters.world import BACKDROPS, FURS, SPECIES, critter
+from dds_train.critters.scores import CritterScores, background_mask, background_pixels, pooled_psnr, score_edit
+from dds_train.critters.world import BACKDROPS, FURS, SPECIES, Critter, critter
 
 
 def test_rendering_is_the_same_everywhere() -> None:
-    """A digest of 32 pictures: it may change only together with the bundled teacher."""
+    """A digest of 32 images: it may change only together with the bundled teacher."""
     digest = hashlib.sha256(b"".join(render(critter(i), 64).tobytes() for i in range(32)))
     assert digest.hexdigest() == Path(__file__).with_name("critters.sha256").read_text().strip()
 
 
-def test_any_size_shows_the_same_picture() -> None:
+def test_any_size_shows_the_same_image() -> None:
     """A large render, averaged down, is the small one up to anti-aliasing."""
     for seed in range(5):
         small, large = (render(critter(seed), size).astype(float) for size in (64, 512))
@@ -50,9 +52,17 @@ def test_fixed_fields_leave_the_other_draws_alone() -> None:
     assert critter(7, species="pig").replaced(species=critter(7).species) == critter(7)
 
 
-def test_unknown_words_are_refused() -> None:
-    with pytest.raises(ValueError, match="species must be one of cat"):
-        critter(0, species="unicorn")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"species": "unicorn"}, "species must be one of cat"),
+        ({"glasses": "maybe"}, "glasses must be one of False, True"),
+        ({"mouth": "wide"}, "mouth must be a number"),
+    ],
+)
+def test_invalid_parameters_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        critter(0, **wrong)
 
 
 def test_captions_are_true() -> None:
@@ -85,31 +95,91 @@ def test_stream_workers_take_turns() -> None:
         assert torch.equal(image, to_tensor(critter(index), 16))
 
 
-def test_scores_of_the_truth_and_of_doing_nothing() -> None:
-    cats = [critter(i, species="cat") for i in range(12)]
-    inputs = torch.stack([to_tensor(c) for c in cats])
-    truth = torch.stack([to_tensor(c.replaced(species="lion")) for c in cats])
-    best, idle = score_species_edit(truth, cats, "lion"), score_species_edit(inputs, cats, "lion")
-    assert (best.gap_closed, best.species, best.fur, best.backdrop, best.accessories) == (1, 1, 1, 1, 1)
-    assert best.background_psnr == math.inf
+# ---------------------------------------------------------------- exact scores
+
+EDITS = [{"species": "lion"}, {"fur": "blue"}, {"backdrop": "red"}, {"glasses": True}, {"hat": True}, {"mouth": 1.0}]
+PLAIN = {"species": "cat", "fur": "gray", "backdrop": "green", "glasses": False, "hat": False}
+
+
+def images(critters: Sequence[Critter]) -> torch.Tensor:
+    return torch.stack([to_tensor(one) for one in critters])
+
+
+def replaced(critters: Sequence[Critter], **changes: Any) -> list[Critter]:
+    return [one.replaced(**changes) for one in critters]
+
+
+@pytest.mark.parametrize("changes", [*EDITS, {"species": "lion", "hat": True}], ids=str)
+def test_scores_of_the_ground_truth_and_of_the_input(changes: dict[str, Any]) -> None:
+    sources = [critter(i, **PLAIN) for i in range(4)]
+    best, idle = (score_edit(images(some), sources, changes) for some in (replaced(sources, **changes), sources))
+    assert best == CritterScores(1, 1, 1, 1, 1, 1, math.inf)
     assert idle.gap_closed == pytest.approx(0, abs=1e-6)
-    assert (idle.species, idle.fur, idle.backdrop, idle.accessories) == (0, 1, 1, 1)
-    assert idle.background_psnr == math.inf
+    assert idle.edit_accuracy == 0
+    columns = {"species": "species", "fur": "fur", "backdrop": "backdrop", "glasses": "accessories", "hat": "accessories"}
+    kept = set(columns.values()) - {columns.get(name) for name in changes}
+    assert all(getattr(idle, name) == 1 for name in kept)
+    assert idle.background_psnr == (pytest.approx(10, abs=10) if "backdrop" in changes else math.inf)
 
 
-def test_scores_notice_what_was_not_asked_for() -> None:
+def test_edit_accuracy_needs_every_edited_attribute() -> None:
+    """One of four outputs has both, two have one, one has none."""
+    sources, changes = [critter(i, **PLAIN) for i in range(4)], {"species": "lion", "hat": True}
+    made = [{**changes}, {"species": "lion"}, {"hat": True}, {}]
+    outputs = images([source.replaced(**some) for source, some in zip(sources, made, strict=True)])
+    scores = score_edit(outputs, sources, changes)
+    assert (scores.edit_accuracy, scores.species, scores.accessories) == (0.25, 0.5, 0.5)
+
+
+def test_edit_accuracy_of_species_is_the_share_of_that_species() -> None:
+    cats = [critter(i, species="cat") for i in range(6)]
+    outputs = images([one.replaced(species=species) for one, species in zip(cats, SPECIES, strict=False)])
+    scores = score_edit(outputs, cats, {"species": "dog"})
+    assert scores.edit_accuracy == scores.species == 1 / 6
+
+
+def test_unwanted_changes_are_counted() -> None:
     cats = [critter(i, species="cat", fur="gray", backdrop="green") for i in range(6)]
-    lions = [c.replaced(species="lion") for c in cats]
+    lions = replaced(cats, species="lion")
 
-    def score(**changes: object) -> object:
-        return score_species_edit(torch.stack([to_tensor(c.replaced(**changes)) for c in lions]), cats, "lion")
+    def score(**changes: Any) -> CritterScores:
+        return score_edit(images(replaced(lions, **changes)), cats, {"species": "lion"})
 
     assert score(fur="orange").fur == 0
     assert score(backdrop=BACKDROPS[3]).backdrop == 0
     assert score(backdrop=BACKDROPS[3]).background_psnr < 20
-    hats = score_species_edit(torch.stack([to_tensor(c.replaced(hat=not c.hat)) for c in lions]), cats, "lion")
+    hats = score_edit(images([one.replaced(hat=not one.hat) for one in lions]), cats, {"species": "lion"})
     assert hats.accessories == 0
     assert hats.fur == hats.species == 1
+
+
+def test_background_psnr_is_pooled_over_images() -> None:
+    """By hand: the squared errors of all bare pixels of all images, over their number."""
+    cats = [critter(i, species="cat") for i in range(3)]
+    truth = images(replaced(cats, species="lion"))
+    outputs = truth + torch.tensor([0.0, 0.1, 0.02]).view(3, 1, 1, 1)
+    masks = [background_mask(cat, 64) & background_mask(cat.replaced(species="lion"), 64) for cat in cats]
+    squares = sum(mask.sum().item() * (level / 2) ** 2 for mask, level in zip(masks, (0, 0.1, 0.02), strict=True))
+    expected = -10 * math.log10(squares / sum(mask.sum().item() for mask in masks))
+    assert score_edit(outputs, cats, {"species": "lion"}).background_psnr == pytest.approx(expected, abs=1e-4)
+    each = [score_edit(outputs[i : i + 1], cats[i : i + 1], {"species": "lion"}).background_psnr for i in range(3)]
+    assert each[0] == math.inf
+    pixels = [background_pixels(cat, {"species": "lion"}, 64) for cat in cats]
+    assert pooled_psnr(each, pixels) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_diverged_output_has_no_attribute(value: float) -> None:
+    lion = critter(0, species="lion")
+    scores = score_edit(torch.full((1, 3, 64, 64), value), [lion], {"species": "cat"})  # the first of all species
+    assert (scores.edit_accuracy, scores.species, scores.fur, scores.backdrop, scores.accessories) == (0, 0, 0, 0, 0)
+    assert not math.isfinite(scores.gap_closed)
+
+
+def test_an_edit_that_changes_nothing_is_refused() -> None:
+    cat = critter(0, species="cat")
+    with pytest.raises(ValueError, match="changes nothing"):
+        score_edit(to_tensor(cat)[None], [cat], {"species": "cat"})
 
 
 def test_background_mask_is_bare_for_every_species() -> None:

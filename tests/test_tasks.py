@@ -17,7 +17,7 @@ from dds_train.critters.world import critter
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
 from dds_train.training.tasks import TaskBank
-from dds_train.training.validation import CritterValidation, right
+from dds_train.training.validation import CritterValidation
 from dds_train.translator import Task, TranslatorConfig, all_prompts
 
 THREE = {name: Task("a cat", f"a {name}", f"to a {name}") for name in ("lion", "dog", "bear")}
@@ -178,7 +178,7 @@ def test_scores_of_an_edit_of_accessories() -> None:
     assert (perfect.species, perfect.fur, perfect.backdrop, perfect.accessories) == (1, 1, 1, 1)
     nothing = score_edit(torch.stack([to_tensor(s) for s in sources]), sources, {"glasses": True})
     assert (pytest.approx(nothing.gap_closed), nothing.accessories, nothing.species) == (0, 0, 1)
-    assert right(nothing, {"glasses": True}) == 0
+    assert nothing.edit_accuracy == 0
     hats_off = score_edit(
         torch.stack([to_tensor(s.replaced(glasses=True, hat=False)) for s in sources]), sources, {"glasses": True}
     )
@@ -203,7 +203,7 @@ def test_validation_scores_the_averaged_weights(tiny: Callable[[str], Path], tmp
     fit(module, running)
     metrics = running.callback_metrics
     assert metrics["val/gap_closed"] == 0
-    assert metrics["val/right"] == 0
+    assert metrics["val/edit_accuracy"] == 0
     assert metrics["val/grad_rms"] > 0
     assert len(edited) == 2  # one task has a truth, validated twice
     assert not torch.equal(edited[0], edited[1])

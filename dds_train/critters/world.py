@@ -1,7 +1,7 @@
-"""The parameters of a critter: what there is to know about one picture, and how to draw a new one.
+"""Parameters of critters, the procedural benchmark: cartoon animals whose edits have an exact ground truth.
 
-A `Critter` determines its picture completely, so replacing one field and rendering again gives the *exact*
-counterfactual of that picture: what an ideal editor asked for that change, and only that change, would return.
+A `Critter` determines its image completely, so replacing one field and rendering again gives the exact counterfactual: what an
+ideal method would return for that edit, and that edit alone.
 """
 
 import random
@@ -11,11 +11,22 @@ from typing import Any
 SPECIES = ("cat", "lion", "dog", "bear", "rabbit", "panda", "tiger", "pig")
 FURS = ("orange", "gray", "brown", "white", "black", "golden", "blue", "pink")
 BACKDROPS = ("green", "blue", "yellow", "purple", "red", "teal", "white", "gray")
+ATTRIBUTES: dict[str, tuple[Any, ...]] = {
+    "species": SPECIES,
+    "fur": FURS,
+    "backdrop": BACKDROPS,
+    "glasses": (False, True),
+    "hat": (False, True),
+}
+
+# Numbers of the first critters for evaluation and for validation during training; none from there on are trained on.
+EVALUATION_SEED = 20_000_000
+VALIDATION_SEED = 30_000_000
 
 
 @dataclass(frozen=True)
 class Critter:
-    """One picture's parameters. Lengths are fractions of the image's side; angles are in degrees."""
+    """Parameters of one image. Lengths are fractions of the image's side; angles are in degrees."""
 
     species: str  # one of SPECIES
     fur: str  # one of FURS
@@ -36,9 +47,12 @@ class Critter:
     shade: float  # how much lighter the backdrop is at the top than in the middle
 
     def __post_init__(self) -> None:
-        for field, known in (("species", SPECIES), ("fur", FURS), ("backdrop", BACKDROPS)):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
+        for name, value in vars(self).items():
+            if name in ATTRIBUTES:
+                if value not in ATTRIBUTES[name]:
+                    raise ValueError(f"{name} must be one of {', '.join(map(str, ATTRIBUTES[name]))}, got {value!r}")
+            elif not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
 
     def replaced(self, **changes: Any) -> "Critter":
         """The exact counterfactual: the same critter but for `changes`, e.g. ``cat.replaced(species="lion")``."""
@@ -46,8 +60,8 @@ class Critter:
 
 
 def sample_critter(rng: random.Random, **fixed: Any) -> Critter:
-    """Draw a critter; `fixed` fields keep the value given and change nothing about the draw of the others."""
-    drawn: dict[str, Any] = {
+    """A random critter; `fixed` fields have their values and do not change those of other fields."""
+    sampled: dict[str, Any] = {
         "species": rng.choice(SPECIES),
         "fur": rng.choice(FURS),
         "backdrop": rng.choice(BACKDROPS),
@@ -66,9 +80,9 @@ def sample_critter(rng: random.Random, **fixed: Any) -> Critter:
         "mouth": rng.uniform(-1, 1),
         "shade": rng.uniform(-0.2, 0.2),
     }
-    return Critter(**{**drawn, **fixed})
+    return Critter(**{**sampled, **fixed})
 
 
 def critter(seed: int, **fixed: Any) -> Critter:
-    """The critter number `seed`: the same on every machine."""
+    """Critter number `seed`, the same on every machine."""
     return sample_critter(random.Random(seed), **fixed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
-from dds_train.critters.world import Critter, critter
+from dds_train.critters.world import EVALUATION_SEED, Critter, critter
 from dds_train.errors import UserError
 from dds_train.evaluation.metrics.scores import EvaluationItem
 from dds_train.evaluation.pie_bench import is_pie_bench, read_pie_bench
@@ -19,8 +19,6 @@ from dds_train.images.files import read_mask, rounded
 from dds_train.images.find import find_inputs
 from dds_train.images.input_image import read_input_image
 from dds_train.runs.digest import sha256
-
-EVALUATION_SEED = 20_000_000  # critters that neither teachers nor translators have seen
 
 
 @dataclass(frozen=True)
