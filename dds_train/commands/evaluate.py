@@ -33,7 +33,7 @@ from dds_train.images.files import read_image, save_image
 from dds_train.images.find import find_inputs
 from dds_train.images.streaming import batches, within_memory
 from dds_train.methods.registry import Method, MethodContext
-from dds_train.runs.digest import sha256
+from dds_train.runs.digest import file_digest
 
 UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 # What doing nothing gets, and what the codec costs: without them no number means much.
@@ -81,7 +81,7 @@ def settings(cfg: DictConfig, chosen: Mapping[str, dict[str, Any]], entries: Seq
     methods = {}
     for name, fields in chosen.items():
         ckpt = Path(fields["ckpt"]) if "ckpt" in fields else None
-        weights = None if ckpt is None else sha256(ckpt / "translator.safetensors" if ckpt.is_dir() else ckpt)
+        weights = None if ckpt is None else file_digest(ckpt / "translator.safetensors" if ckpt.is_dir() else ckpt)
         methods[name] = {**fields, "weights": weights}
     pictures = {entry.name: entry.identity for entry in entries}
     return {"setting": {"teacher": teacher, "seed": cfg.seed}, "method": methods, "picture": pictures}

@@ -23,7 +23,7 @@ from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_
 from dds_train.methods.masks import automatic_mask, feathered, on_background, pixel_mask
 from dds_train.methods.requests import AUTO, keeps_background, mask_of
 from dds_train.pipeline import Translator
-from dds_train.runs.digest import sha256
+from dds_train.runs.digest import file_digest
 from dds_train.runs.record import Record
 from dds_train.translator import Task, TranslatorConfig, load_translator, read_config
 from dds_train.translator.task import CAPTION
@@ -98,7 +98,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         "seed",
     )
     own = {key: cfg[key] for key in keys}
-    return {**own, "auto_mask": dict(cfg.auto_mask), "weights": sha256(weights), "teacher": cfg.teacher.path}
+    return {**own, "auto_mask": dict(cfg.auto_mask), "weights": file_digest(weights), "teacher": cfg.teacher.path}
 
 
 def result_name(name: str, path: Path, form: str) -> str:

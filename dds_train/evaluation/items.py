@@ -18,7 +18,7 @@ from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.files import read_mask, rounded
 from dds_train.images.find import find_inputs
 from dds_train.images.input_image import read_input_image
-from dds_train.runs.digest import sha256
+from dds_train.runs.digest import file_digest
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def image_item(
         return EvaluationItem(name, image, source, target, read_mask(mask, size)[None].round() if mask else None, true)
 
     image = load().image
-    files = [sha256(file) for file in (path, mask, truth) if file]
+    files = [file_digest(file) for file in (path, mask, truth) if file]
     return LazyItem(name, (image.shape[-2], image.shape[-1]), source, target, [files, source, target], load)
 
 

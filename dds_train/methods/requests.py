@@ -16,7 +16,7 @@ from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.files import read_mask
 from dds_train.images.find import find_inputs
 from dds_train.images.input_image import InputImage, read_input_image
-from dds_train.runs.digest import sha256
+from dds_train.runs.digest import file_digest
 
 AUTO = "auto"
 
@@ -156,9 +156,9 @@ def read_edit_mask(edit: EditRequest, picture: InputImage) -> Tensor | None:
 
 def settings(edit: EditRequest, common: Mapping[str, Any]) -> dict[str, Any]:
     """All that determines an edit's pixels: its own part, with the contents of its files, and `common` ones."""
-    mask = edit.mask if edit.mask in (None, AUTO) else {"path": edit.mask, "sha256": sha256(Path(edit.mask))}
+    mask = edit.mask if edit.mask in (None, AUTO) else {"path": edit.mask, "sha256": file_digest(Path(edit.mask))}
     own = {
-        "image": {"path": str(edit.image), "sha256": sha256(edit.image)},
+        "image": {"path": str(edit.image), "sha256": file_digest(edit.image)},
         "source": edit.source,
         "target": edit.target,
         "mask": mask,

@@ -1,8 +1,73 @@
-"""Digests of files."""
+"""Digests of plain data and of files: the identity of settings, weights and results."""
 
+import contextlib
 import hashlib
+import json
+import os
+import secrets
+import time
 from pathlib import Path
+from typing import Any
+
+CACHE_FROM = 2**20  # bytes; smaller files are hashed faster than their cache entry is read
+SETTLED = 2.0  # seconds after which a file's time tells its next change apart from its last one
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digest(value: Any) -> str:
+    """SHA-256 of plain data as canonical JSON: the same for any order of keys, and for tuples and lists."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of all bytes of a file.
+
+    Digests of large files are cached by path, size and time in the folder of `cache_folder`; whatever is wrong with that
+    folder costs time and nothing else.
+    """
+    path = Path(path).absolute()
+    before = _identity(path)
+    entry = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    large = before["size"] >= CACHE_FROM
+    if large and (known := _read_entry(entry)) and known["file"] == before:
+        return known["sha256"]
+    value = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            value.update(block)
+    settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED
+    if large and settled and _identity(path) == before:
+        with contextlib.suppress(OSError):
+            _write_entry(entry, {"file": before, "sha256": value.hexdigest()})
+    return value.hexdigest()
+
+
+def cache_folder() -> Path:
+    """The folder of everything that can be computed again: $DDS_CACHE, or ~/.cache/dds_train."""
+    return Path(os.environ.get("DDS_CACHE") or "~/.cache/dds_train").expanduser()
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    # The inode and its time as well: tools that keep modification times (cp -p, rsync -t, tar) change these.
+    stat = path.stat()
+    return {
+        "path": str(path),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+
+
+def _read_entry(entry: Path) -> dict[str, Any] | None:
+    try:
+        known = json.loads(entry.read_text())
+        return known if known["file"] and len(known["sha256"]) == 64 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_entry(entry: Path, content: dict[str, Any]) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    partial = entry.with_name(f".{secrets.token_hex(8)}")
+    partial.write_text(json.dumps(content))
+    os.replace(partial, entry)

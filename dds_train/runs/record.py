@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dds_train.runs.digest import sha256
+from dds_train.runs.digest import file_digest
 
 
 def end_last_line(path: Path) -> None:
@@ -44,7 +44,7 @@ class Record:
             file.write(json.dumps(self._entry(result, inputs)) + "\n")
 
     def _entry(self, result: Path, inputs: Sequence[Path]) -> dict[str, str]:
-        contents = " ".join(map(sha256, inputs))
+        contents = " ".join(map(file_digest, inputs))
         return {"result": self._name(result), "image": str(inputs[0]), "inputs": contents, "settings": self.settings}
 
     def _name(self, result: Path) -> str:
