@@ -11,15 +11,15 @@ ALLOWED: dict[str, set[str]] = {
     "distillation": set(),
     "runs": set(),
     "critters": set(),
-    "images": set(),
+    "images": {"runs"},
     "diffusion": {"distillation", "runs"},
     "translator": {"distillation", "diffusion", "runs"},
     "data": {"distillation", "diffusion", "translator", "images", "runs"},
     "methods": {"distillation", "diffusion", "translator", "images", "runs"},
     "evaluation": {"critters", "methods", "diffusion", "images", "runs"},
     "training": {"distillation", "diffusion", "translator", "data", "images", "critters", "evaluation", "runs"},
-    "export": {"diffusion", "translator", "evaluation", "images"},
-    "cli": {"images", "data"},
+    "export": {"runs", "diffusion", "translator", "evaluation", "images"},
+    "cli": {"images", "data", "runs"},
 }
 ALLOWED["commands"] = {*ALLOWED, "build", "pipeline", "demo"}
 
