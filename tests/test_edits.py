@@ -118,7 +118,7 @@ def test_masks_of_many_pictures_come_from_a_folder(folder: Path) -> None:
     (folder / "m.png").rename(folder / "masks" / "a.png")
     (edit,) = plan_edits(config(image=str(folder / "a.png"), mask=str(folder / "masks")))
     assert edit.mask == str(folder / "masks" / "a.png")
-    with pytest.raises(UserError, match=r"no picture b\.\* there"):
+    with pytest.raises(UserError, match=r"no mask named b\.\* "):
         plan_edits(config(image=str(folder / "b.png"), mask=str(folder / "masks")))
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from dds_train import Translator
 from dds_train.errors import UserError
 from dds_train.images.files import AlphaAndProfile, read_image, read_with_alpha_and_profile, save_image
-from dds_train.images.find import find_inputs
 from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
 from dds_train.images.tiles import fade, starts, tiled
 from dds_train.runs.record import Record
@@ -106,24 +105,6 @@ def test_a_profile_of_another_kind_of_colours_is_dropped(tmp_path: Path) -> None
 
 
 # ---------------------------------------------------------------- names, and what is done
-
-
-def test_names_keep_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("p/a.png", "p/sub/a.png", "p/sub/a.jpg", "p/b.c.png", "q/a.png", "p/out/a.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-
-    def names(spec: str | list[str]) -> list[str]:
-        return [name for name, _ in find_inputs(spec, "p/out")]
-
-    assert names("p") == ["a", "b.c", "sub/a-jpg", "sub/a-png"]
-    assert names("p/sub/*.png") == ["a"]
-    assert names("p/*/a.png") == ["sub/a"]
-    assert names(str(tmp_path / "p" / "sub" / "a.jpg")) == ["a"]
-    assert len(set(names(["p/a.png", "q/a.png"]))) == 2
-    with pytest.raises(UserError, match="nothing but results"):
-        names("p/out")
 
 
 def test_a_record_knows_what_is_done(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from dds_train.images.files import read_mask, save_image
 from dds_train.images.find import find_inputs
 from dds_train.images.grids import before_after_grid, fit_into
 from dds_train.images.input_image import InputImage, check_readable, read_input_image
+from dds_train.images.masks import MaskFinder
 from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
 from dds_train.methods.masks import automatic_mask, feathered, on_background, pixel_mask
-from dds_train.methods.requests import AUTO, keeps_background, mask_of
+from dds_train.methods.requests import AUTO, keeps_background
 from dds_train.pipeline import Translator
 from dds_train.runs.digest import file_digest
 from dds_train.runs.record import Record
@@ -38,7 +39,8 @@ def run(cfg: DictConfig) -> None:
     card = read_config(Path(cfg.ckpt))
     task = check_choices(cfg, card)
     sizes = check_readable(found, cfg.max_side)
-    masks = {path: mask_of(cfg.mask, path) for _, path in found}
+    mask_finder = MaskFinder(cfg.mask)
+    masks = {path: mask_finder(path) for _, path in found}
     translator = build_translator(cfg, card)
     record = Record(output_dir, settings(cfg))
     results = {path: output_dir / result_name(name, path, cfg.format) for name, path in found}

@@ -11,14 +11,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.files import read_mask
 from dds_train.images.find import find_inputs
 from dds_train.images.input_image import InputImage, read_input_image
+from dds_train.images.masks import AUTO, MaskFinder
 from dds_train.runs.digest import file_digest
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,14 @@ def plan_edits(cfg: DictConfig) -> list[EditRequest]:
         UserError: for masks and pictures that are not there.
     """
     targets = [str(t) for t in cfg.target] if OmegaConf.is_list(cfg.target) else [cfg.target]
+    masks = MaskFinder(cfg.mask)
     if not is_edit_list(cfg.image):
         pictures = find_inputs(cfg.image, cfg.output_dir)
-        rows = [(n, p, cfg.source, targets, mask_of(cfg.mask, p), cfg.seed, len(targets) > 1) for n, p in pictures]
+        rows = [(n, p, cfg.source, targets, masks(p), cfg.seed, len(targets) > 1) for n, p in pictures]
     else:
         rows = []
         for entry in read_edit_list(cfg.image):
-            mask = entry.mask or mask_of(cfg.mask, entry.image)
+            mask = entry.mask or masks(entry.image)
             seed = cfg.seed if entry.seed is None else entry.seed
             wanted = list(entry.target or targets)
             rows.append((entry.image.stem, entry.image, entry.source or cfg.source, wanted, mask, seed, True))
@@ -94,18 +93,6 @@ def plan_edits(cfg: DictConfig) -> list[EditRequest]:
 def slug(text: str) -> str:
     """Words for a file name: "a photo of a lion" -> "a-photo-of-a-lion"."""
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "edit"
-
-
-def mask_of(spec: str | None, image: Path) -> str | None:
-    """`spec` is nothing, "auto", a picture for all, or a folder with a picture of the same name for each."""
-    if spec is None or spec == AUTO:
-        return spec
-    if Path(spec).is_dir():
-        found = sorted(p for p in Path(spec).iterdir() if p.stem == image.stem and p.is_file())
-        if not found:
-            raise UserError(f"mask={spec}: no picture {image.stem}.* there, as the mask of {image}")
-        return str(found[0])
-    return str(spec)
 
 
 def keeps_background(choice: bool | str, mask: str | None) -> bool:

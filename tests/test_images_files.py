@@ -11,7 +11,6 @@ from PIL import Image
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 from dds_train.images.files import from_pil, read_image, rounded, save_image, square_crop, to_pil
-from dds_train.images.find import find_images
 from dds_train.images.grids import before_after_grid, image_grid, labelled_grid
 
 
@@ -92,20 +91,6 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     Image.new("1", (13000, 13000)).save(tmp_path / "bomb.png")
     with pytest.raises(UserError, match="13000 x 13000"):
         read_image(tmp_path / "bomb.png")
-
-
-def test_find_images(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "sub/c.webp", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
-    assert [p.name for p in find_images(tmp_path / "*.png")] == ["b.png"]
-    for missing in (tmp_path / "none", tmp_path / "*.gif"):
-        with pytest.raises(UserError, match="no file matches"):
-            find_images(missing)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pictures"):
-        find_images(tmp_path / "empty")
 
 
 def test_square_crop_takes_the_middle() -> None:
