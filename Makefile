@@ -25,9 +25,9 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(RUN) pytest -m slow
 
-# The README's table of editors; needs what cat2lion leaves behind.
+# The README's table of methods; needs the translator of cat2lion.
 table: $(VENV)/.installed
-	$(RUN) dds_train compare ckpt=$(OUT)/translator output_dir=outputs/compare
+	$(RUN) dds_train evaluate ckpt=$(OUT)/translator methods=null output_dir=outputs/evaluate
 
 clean:
-	rm -rf $(VENV) outputs build dist
+	rm -rf $(VENV) build dist  # never outputs: they are the user's
