@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 OUT := outputs/cat2lion
 
-.PHONY: cat2lion test test-slow table clean
+.PHONY: cat2lion test test-slow test-lowest table clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,9 +25,16 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(RUN) pytest -m slow
 
+# The lowest versions that pyproject.toml allows, in an environment of its own (Python 3.10).
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest
+
 # The README's table of methods; needs the translator of cat2lion.
 table: $(VENV)/.installed
 	$(RUN) dds_train evaluate ckpt=$(OUT)/translator methods=null output_dir=outputs/evaluate
 
 clean:
-	rm -rf $(VENV) build dist  # never outputs: they are the user's
+	rm -rf $(VENV) .venv-lowest build dist  # never outputs: they are the user's
