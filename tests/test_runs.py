@@ -13,7 +13,9 @@ import torch.distributed
 
 from dds_train.errors import UserError
 from dds_train.runs.digest import CACHE_FROM, digest, file_digest
+from dds_train.runs.files import atomic_write, remove_leavings
 from dds_train.runs.ranks import rank_and_world
+from dds_train.runs.record import Record
 from dds_train.runs.stamp import run_stamp
 
 
@@ -38,7 +40,7 @@ def test_equal_data_has_one_digest() -> None:
 
 
 def test_file_digests_are_of_all_bytes(cache: Path, tmp_path: Path) -> None:
-    content = os.urandom(3 * CACHE_FROM + 5)
+    content = os.urandom(CACHE_FROM + 5)
     (tmp_path / "a").write_bytes(content)
     (tmp_path / "b").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
@@ -143,3 +145,231 @@ def test_processes_that_cannot_meet_are_refused(alone: pytest.MonkeyPatch) -> No
     alone.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="give output_dir=DIR"):
         run_stamp()
+
+
+# ---------------------------------------------------------------- files that appear complete
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.png"
+    with atomic_write(path) as first, atomic_write(path) as second:
+        assert first != second
+        assert first.suffix == ".png"
+        first.write_text("1")
+        second.write_text("2")
+        assert not path.exists()
+    assert path.read_text() == "1"
+
+    def fail() -> None:
+        with atomic_write(path, durable=True) as partial:
+            partial.write_text("3")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "1"
+    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def test_leavings_of_the_dead_are_removed_and_files_in_work_are_not(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from dds_train.runs.files import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as partial: partial.write_text('x'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "sub" / "a.png"])
+    (leaving,) = (tmp_path / "sub").iterdir()
+    other_host = tmp_path / ".partial-elsewhere-1-00000000.tar"
+    other_host.touch()
+    (tmp_path / ".partial-of-mine.png").touch()
+    with atomic_write(tmp_path / "b.png") as own:
+        own.touch()
+        remove_leavings(tmp_path)
+        assert own.exists()
+    assert not leaving.exists()
+    assert other_host.exists()
+    os.utime(other_host, (0, 0))
+    remove_leavings(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-of-mine.png", "b.png", "sub"]
+
+
+# ---------------------------------------------------------------- the record
+
+
+SETTINGS = {"lr": 1e-3, "loss": {"name": "dds", "weight": "one"}, "devices": 1, "prompts": ["a", "b"]}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A folder with two results."""
+    with Record(tmp_path / "out", "predict") as record:
+        record.claim(SETTINGS)
+        for name in ("a.png", "sub/b.png"):
+            with atomic_write(tmp_path / "out" / name) as partial:
+                partial.write_text(name)
+            record.add(name, f"key of {name}", values={"seconds": 1.0})
+    return tmp_path / "out"
+
+
+def test_results_are_done_as_they_were_made(made: Path) -> None:
+    record = Record(made, "predict")
+    assert record.is_done("a.png", "key of a.png")
+    assert record.is_done("sub/b.png", "key of sub/b.png")
+    assert not record.is_done("a.png", "another key")
+    assert not record.is_done("c.png", "key of c.png")
+    assert record.values("a.png") == {"seconds": 1.0}
+    (made / "a.png").write_text("A.png")  # as long
+    assert not record.is_done("a.png", "key of a.png")
+    (made / "sub" / "b.png").unlink()
+    assert not record.is_done("sub/b.png", "key of sub/b.png")
+
+
+def test_a_result_is_struck_before_it_is_made_anew(made: Path) -> None:
+    with Record(made, "predict") as record:
+        record.strike("a.png", "sub/b.png", "never made")
+        # Killed here, or after a file with the same content but for other inputs has appeared:
+    record = Record(made, "predict")
+    assert not record.is_done("a.png", "key of a.png")
+    assert record.values("a.png") == {}
+    record.add("a.png", "key of a.png", ["a.png", "sub/b.png"], {"seconds": 2})
+    record.add_values("a.png", {"psnr": 3.5})
+    again = Record(made, "predict")
+    assert again.is_done("a.png", "key of a.png")
+    assert again.values("a.png") == {"seconds": 2, "psnr": 3.5}
+    assert (made / "record.jsonl").read_text().count("never made") == 0
+
+
+CUT = ['{"struck": "a.pn', '{"result": "a.png", "key"', "7\n", "\n", "null\n", '{"result": "z"}\n', "\x00"]
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_a_line_that_a_kill_has_cut_is_nothing(made: Path, cut: str) -> None:
+    with (made / "record.jsonl").open("a") as file:
+        file.write(cut)
+    with Record(made, "predict") as record:
+        record.add("c", "key of c", [])
+    again = Record(made, "predict")
+    assert all(again.is_done(name, f"key of {name}") for name in ("a.png", "sub/b.png", "c"))
+    assert again.settings == SETTINGS
+
+
+def test_other_settings_are_refused_with_old_and_new(made: Path) -> None:
+    before = (made / "record.jsonl").read_bytes()
+    changed = {**SETTINGS, "lr": 0.1, "loss": {"name": "sds", "stride": 3}, "devices": 2}
+    with Record(made, "predict") as record, pytest.raises(UserError) as error:
+        record.claim(changed, free=["devices"], remedy="or resume=never")
+    for part in (
+        "lr=0.001 (now 0.1)",
+        "loss.name=dds (now sds)",
+        "loss.weight=one (now not there)",
+        "loss.stride=not there (now 3)",
+        "or resume=never",
+        f"output_dir={made}",
+    ):
+        assert part in str(error.value)
+    assert "devices" not in str(error.value)
+    assert "\n" not in str(error.value)
+    with Record(made, "optimize") as record, pytest.raises(UserError, match="holds results of predict"):
+        record.claim(SETTINGS)
+    assert (made / "record.jsonl").read_bytes() == before
+
+
+def test_what_may_differ_may_differ(made: Path) -> None:
+    with Record(made, "predict") as record:
+        record.claim({**SETTINGS, "devices": 2}, free=["devices"])
+        record.claim({"method": {"dds": {"steps": 3}}}, growing=["method"])  # more of them
+        record.claim({"method": {"sds": {"steps": 5}}}, growing=["method"])
+    with Record(made, "predict") as record:
+        assert record.settings["devices"] == 2
+        assert record.settings["method"] == {"dds": {"steps": 3}, "sds": {"steps": 5}}
+        with pytest.raises(UserError, match=r"method.dds.steps=3 \(now 4\)"):
+            record.claim({"method": {"dds": {"steps": 4}, "new": {}}}, growing=["method"])
+        record.claim(SETTINGS, free=["devices"])
+        assert record.is_done("a.png", "key of a.png")
+
+
+def test_starting_over_keeps_the_old_run_out_of_the_new_one(made: Path) -> None:
+    for number in (1, 2):
+        with Record(made, "predict") as record:
+            record.start_over(["*.png", "sub", "none"])
+            assert not record.is_done("a.png", "key of a.png")
+            record.claim({**SETTINGS, "lr": number})
+            (made / "a.png").write_text(str(number))
+    assert (made / "earlier-1" / "sub" / "b.png").exists()
+    assert (made / "earlier-2" / "a.png").read_text() == "1"
+    assert not Record(made / "earlier-1", "predict").is_done("a.png", "another")
+    assert Record(made / "earlier-1", "predict").is_done("a.png", "key of a.png")
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with Record(tmp_path / "new" / "out", "predict"):
+            assert (tmp_path / "new" / "out").is_dir()
+            raise UserError("no such image")
+
+    with pytest.raises(UserError, match="no such image"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"), Record(tmp_path / "file" / "out", "predict"):
+        pass
+
+
+# ---------------------------------------------------------------- one run at a time
+
+HOLD = """
+import sys
+from pathlib import Path
+from dds_train.runs.record import Record
+with Record(Path(sys.argv[1]), "fit") as record:
+    record.claim({"lr": 1})
+    print("held", flush=True)
+    if sys.argv[2:]:
+        import os, time
+        if os.fork() == 0:  # a loader process
+            time.sleep(3)
+            os._exit(0)
+    input()
+"""
+
+
+def hold(folder: Path, *more: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_run_in_a_folder_learns_who_is_there(tmp_path: Path) -> None:
+    process = hold(tmp_path / "out")
+    with pytest.raises(UserError, match=rf"in use by fit \(process {process.pid} on .*, since 20.*\); wait"):
+        Record(tmp_path / "out", "fit").__enter__()
+    with Record(tmp_path / "out", "fit", rank=1) as record:  # another rank of that run
+        record.claim({"lr": 1})
+    process.communicate("\n")
+    with Record(tmp_path / "out", "fit"):
+        assert (tmp_path / "out" / ".lock.json").exists()
+    assert not (tmp_path / "out" / ".lock.json").exists()
+
+
+@pytest.mark.parametrize("children", [(), ("fork",)])
+def test_a_killed_run_holds_no_folder(tmp_path: Path, children: tuple[str, ...]) -> None:
+    process = hold(tmp_path / "out", *children)
+    process.kill()
+    process.wait()
+    with Record(tmp_path / "out", "fit") as record:
+        record.claim({"lr": 1})
+
+
+def test_ranks_share_one_claim(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dds_train.runs.record import Record\n"
+        "with Record(sys.argv[1], 'synthesize', rank=int(sys.argv[2])) as record: record.claim({'seed': 0})"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "out", str(rank)]) for rank in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert len((tmp_path / "out" / "record.jsonl").read_text().splitlines()) == 1

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-CACHE_FROM = 2**20  # bytes; smaller files are hashed faster than their cache entry is read
+CACHE_FROM = 2**24  # bytes; smaller files, such as results by the thousand, are hashed every time
 SETTLED = 2.0  # seconds after which a file's time tells its next change apart from its last one
 
 

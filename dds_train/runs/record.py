@@ -1,51 +1,283 @@
-"""What predict and optimize share: their pictures in, their pictures out."""
+"""The record of what a folder holds, the same for every command: settings and results by digest, and one run at a time.
+
+FOLDER/record.jsonl, a line for each event, the last one on a name being the valid one:
+
+{"claim": {SETTINGS}, "command": "predict", "version": ..., "time": ...}
+{"result": NAME, "key": DIGEST, "files": {FILE: SHA256}, "values": {...}}    made, from the inputs that the key stands for
+{"result": NAME, "values": {...}}                                            more values of it
+{"struck": NAME}                                                             about to be made anew
+"""
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from dds_train.errors import UserError
 from dds_train.runs.digest import file_digest
+from dds_train.runs.files import HOST, atomic_write, is_alive, remove_leavings
 
-
-def end_last_line(path: Path) -> None:
-    """What a kill has cut stays a line of its own."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("a") as file:
-            file.write("\n")
+RECORD = "record.jsonl"
+LOCK, HOLDER, CLAIM = ".lock", ".lock.json", ".claim.lock"
+PATIENCE = 15.0  # seconds that the worker processes of a killed run may take to end
+NONE = object()
 
 
 class Record:
-    """Which results are done: a line for each in the folder's results.jsonl, so that a run that was killed can go on.
+    """What `folder` holds. As a context manager it is this run's alone, from the first line of the block to the last:
+
+    with Record(folder, "predict") as record:
+        record.claim({"strength": 1.0, ...})
+        if not record.is_done("cat.png", key):
+            record.strike("cat.png")
+            ...
+            record.add("cat.png", key)
 
     Args:
-        folder: of the results.
-        settings: all that determines their pixels, but for the pictures themselves.
+        folder: need not exist yet.
+        command: whose results these are.
+        rank: of several processes that are one run, the first one locks.
+
+    Raises:
+        UserError: at the beginning of the block, if another process works in the folder, or nobody can write there.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.path = folder / "results.jsonl"
-        self.settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        self.lines: dict[str, dict[str, str]] = {}
-        end_last_line(self.path)
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut
-                entry = json.loads(line)
-                self.lines[entry["result"]] = entry
+    def __init__(self, folder: str | Path, command: str, rank: int = 0) -> None:
+        self.folder, self.command, self.rank = Path(folder), command, rank
+        self.path = self.folder / RECORD
+        self._stack = contextlib.ExitStack()
+        self._load()
 
-    def has(self, result: Path, *inputs: Path) -> bool:
-        """Whether `result` was made from these files with these settings, and is still there."""
-        return self.lines.get(self._name(result)) == self._entry(result, inputs) and result.exists()
+    def __enter__(self) -> "Record":
+        if self.rank == 0:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_made(self.folder))
+                stack.enter_context(_locked(self.folder, self.command))
+                self._stack = stack.pop_all()
+            if self.path.exists():
+                _end_last_line(self.path)
+                remove_leavings(self.folder)
+        self._load()
+        return self
 
-    def add(self, result: Path, *inputs: Path) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(self._entry(result, inputs)) + "\n")
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self._stack.close()
 
-    def _entry(self, result: Path, inputs: Sequence[Path]) -> dict[str, str]:
-        contents = " ".join(map(file_digest, inputs))
-        return {"result": self._name(result), "image": str(inputs[0]), "inputs": contents, "settings": self.settings}
+    # ---------------------------------------------------------------- settings
 
-    def _name(self, result: Path) -> str:
-        return result.relative_to(self.path.parent).as_posix()
+    def claim(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        free: Sequence[str] = (),
+        growing: Sequence[str] = (),
+        remedy: str = "give another output_dir, or delete this one",
+    ) -> None:
+        """Make the folder that of a run with `settings` (plain data); several claims add up.
+
+        Args:
+            free: settings (with all below them) that may differ from those of the results that are there.
+            growing: groups whose members may come and go, but not change.
+
+        Raises:
+            UserError: if the folder holds results of another command or of other settings; names what differs.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / CLAIM):  # ranks may come at the same time
+            self._load()
+            if self.claimed_by not in (None, self.command):
+                raise UserError(f"output_dir={self.folder}: holds results of {self.claimed_by}; give another output_dir")
+            plain: dict[str, Any] = json.loads(json.dumps(settings))
+            merged = {**self.settings, **plain}
+            differing: list[str] = []
+            for group in plain.keys() & self.settings.keys():
+                old, new = self.settings[group], plain[group]
+                if group in growing:
+                    merged[group] = {**old, **new}
+                    old, new = ({name: one[name] for name in old.keys() & new.keys()} for one in (old, new))
+                differing += _differences(dict(_leaves(old, group)), dict(_leaves(new, group)), free)
+            if differing:
+                shown = ", ".join(sorted(differing)[:8]) + (f" and {len(differing) - 8} more" if len(differing) > 8 else "")
+                raise UserError(f"output_dir={self.folder}: holds results of other settings: {shown}; {remedy}")
+            if merged != self.settings or self.claimed_by is None:
+                now = datetime.now().astimezone().isoformat(timespec="seconds")
+                self._append({"claim": merged, "command": self.command, "version": version("dds_train"), "time": now})
+
+    def start_over(self, names: Iterable[str]) -> None:
+        """Move what an earlier run has left under `names` (glob patterns), and its record, to earlier-1/ and so on."""
+        old = [path for name in (RECORD, *names) for path in sorted(self.folder.glob(name))]  # the record first: see `claim`
+        if old and self.rank == 0:
+            number = 1
+            while (folder := self.folder / f"earlier-{number}").exists():
+                number += 1
+            folder.mkdir()
+            for path in old:
+                path.rename(folder / path.name)
+        self._load()
+
+    # ---------------------------------------------------------------- results
+
+    def is_done(self, name: str, key: str) -> bool:
+        """Whether this result was made from what `key` stands for, and its files are as they were made."""
+        result = self.results.get(name)
+        return (
+            result is not None
+            and result["key"] == key
+            and all(
+                (self.folder / file).is_file() and file_digest(self.folder / file) == made
+                for file, made in result["files"].items()
+            )
+        )
+
+    def strike(self, *names: str) -> None:
+        """From now on, and until they are added again, these results are not done, whatever happens."""
+        lines = [{"struck": name} for name in names if name in self.results]
+        if lines:
+            self._append(*lines)
+
+    def add(self, name: str, key: str, files: Sequence[str] | None = None, values: Mapping[str, Any] | None = None) -> None:
+        """Record a result that has just been made.
+
+        Args:
+            key: digest of all that it depends on, beside the settings claimed.
+            files: that it consists of, relative to the folder; the one called `name` if not given.
+            values: that belong to it, such as scores (plain data).
+        """
+        made = {file: file_digest(self.folder / file) for file in ([name] if files is None else files)}
+        self._append({"result": name, "key": key, "files": made, "values": dict(values or {})})
+
+    def add_values(self, name: str, values: Mapping[str, Any]) -> None:
+        """Record more values of a result."""
+        self._append({"result": name, "values": dict(values)})
+
+    def values(self, name: str) -> dict[str, Any]:
+        """The values of a result; none if it was not made, or struck."""
+        return dict(self.results[name]["values"]) if name in self.results else {}
+
+    # ---------------------------------------------------------------- the file
+
+    def _load(self) -> None:
+        self.settings: dict[str, Any] = {}
+        self.claimed_by: str | None = None
+        self.results: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.path.open(errors="replace") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a kill
+                    self._apply(json.loads(line))
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        if "claim" in event:
+            self.settings, self.claimed_by = dict(event["claim"]), str(event["command"])
+        elif "struck" in event:
+            self.results.pop(event["struck"], None)
+        elif "key" in event:
+            self.results[event["result"]] = {part: event[part] for part in ("key", "files", "values")}
+        else:
+            self.results[event["result"]]["values"].update(event["values"])
+
+    def _append(self, *events: dict[str, Any]) -> None:
+        with self.path.open("ab", buffering=0) as file:  # one write, behind those of other ranks
+            file.write("".join(f"{json.dumps(event)}\n" for event in events).encode())
+        for event in events:
+            self._apply(json.loads(json.dumps(event)))
+
+
+def _end_last_line(path: Path) -> None:
+    """Remove what a kill has cut."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+# ---------------------------------------------------------------- settings that differ
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, one in value.items():
+            yield from _leaves(one, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    def is_free(key: str) -> bool:
+        return any(key == one or key.startswith(f"{one}.") for one in free)
+
+    keys = [key for key in old.keys() | new.keys() if old.get(key, NONE) != new.get(key, NONE) and not is_free(key)]
+    return [f"{key}={_shown(old.get(key, NONE))} (now {_shown(new.get(key, NONE))})" for key in keys]
+
+
+def _shown(value: Any) -> str:
+    if value is NONE:
+        return "not there"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return text[:12]  # a digest
+    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
+
+
+# ---------------------------------------------------------------- one run at a time
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """`folder`; gone again, with the parents made for it, if nothing came into it."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir={folder}: cannot be made ({error.strerror}); give another folder") from error
+    try:
+        yield
+    finally:
+        if new and {path.name for path in folder.iterdir()} <= {LOCK, CLAIM}:
+            for name in (LOCK, CLAIM):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for one in new:
+                    one.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, command: str) -> Iterator[None]:
+    lock, holder, waited = FileLock(folder / LOCK), folder / HOLDER, time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout as error:
+            # Processes that a killed run has started end a moment after it.
+            found = _read_holder(holder)
+            dead = found["host"] == HOST and not is_alive(int(found["pid"]))
+            if not dead or time.monotonic() - waited > PATIENCE:
+                raise UserError(
+                    f"output_dir={folder}: in use by {found['command']} (process {found['pid']} on {found['host']}, since "
+                    f"{found['since']}); wait until it ends, or give another output_dir"
+                ) from error
+            time.sleep(0.2)
+        except OSError as error:
+            raise UserError(f"output_dir={folder}: cannot be written ({error.strerror}); give another folder") from error
+    try:
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        with atomic_write(holder) as partial:
+            partial.write_text(json.dumps({"command": command, "pid": os.getpid(), "host": HOST, "since": since}))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+    return {"command": "another command", "pid": "unknown", "host": "unknown", "since": "just now", **found}
