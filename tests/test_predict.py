@@ -18,7 +18,6 @@ from dds_train.errors import UserError
 from dds_train.images.files import AlphaAndProfile, read_image, read_with_alpha_and_profile, save_image
 from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
 from dds_train.images.tiles import fade, starts, tiled
-from dds_train.runs.record import Record
 from dds_train.translator import Task
 
 
@@ -102,32 +101,6 @@ def test_a_profile_of_another_kind_of_colours_is_dropped(tmp_path: Path) -> None
     profile[16:20] = b"CMYK"
     Image.new("CMYK", (8, 8)).save(tmp_path / "a.jpg", icc_profile=bytes(profile))
     assert read_with_alpha_and_profile(tmp_path / "a.jpg")[1] == AlphaAndProfile(None, None)
-
-
-# ---------------------------------------------------------------- names, and what is done
-
-
-def test_a_record_knows_what_is_done(tmp_path: Path) -> None:
-    picture, mask, result = tmp_path / "a.png", tmp_path / "m.png", tmp_path / "out" / "sub" / "a.png"
-    for path in (picture, mask, result):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(path.name.encode())
-    record = Record(tmp_path / "out", {"strength": 1.0})
-    assert not record.has(result, picture, mask)
-    record.add(result, picture, mask)
-    with record.path.open("a") as file:
-        file.write('{"result": "cut by a k')
-    again = Record(tmp_path / "out", {"strength": 1.0})
-    assert again.has(result, picture, mask)
-    again.add(result, picture)
-    assert Record(tmp_path / "out", {"strength": 1.0}).has(result, picture)
-    again.add(result, picture, mask)
-    assert not Record(tmp_path / "out", {"strength": 0.5}).has(result, picture, mask)
-    mask.write_bytes(b"another")
-    assert not again.has(result, picture, mask)
-    mask.write_bytes(b"m.png")
-    result.unlink()
-    assert not again.has(result, picture, mask)
 
 
 # ---------------------------------------------------------------- from Python

@@ -24,7 +24,7 @@ from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_
 from dds_train.methods.masks import automatic_mask, feathered, on_background, pixel_mask
 from dds_train.methods.requests import AUTO, keeps_background
 from dds_train.pipeline import Translator
-from dds_train.runs.digest import file_digest
+from dds_train.runs.digest import digest, file_digest
 from dds_train.runs.record import Record
 from dds_train.translator import Task, TranslatorConfig, load_translator, read_config
 from dds_train.translator.task import CAPTION
@@ -42,16 +42,32 @@ def run(cfg: DictConfig) -> None:
     mask_finder = MaskFinder(cfg.mask)
     masks = {path: mask_finder(path) for _, path in found}
     translator = build_translator(cfg, card)
-    record = Record(output_dir, settings(cfg))
     results = {path: output_dir / result_name(name, path, cfg.format) for name, path in found}
-    inputs = {path: [path, *([Path(mask)] if mask not in (None, AUTO) else [])] for path, mask in masks.items()}
-    todo = [path for path in results if not record.has(results[path], *inputs[path])]
+    with Record(output_dir, "predict") as record:
+        record.claim(settings(cfg))
+        edit_all(cfg, translator, task, results, masks, sizes, record)
+
+
+def edit_all(
+    cfg: DictConfig,
+    translator: Translator,
+    task: Task | None,
+    results: dict[Path, Path],
+    masks: dict[Path, str | None],
+    sizes: dict[Path, tuple[int, int]],
+    record: Record,
+) -> None:
+    output_dir = Path(cfg.output_dir)
+    names = {path: result.relative_to(output_dir).as_posix() for path, result in results.items()}
+    keys = {path: input_digest(path, masks[path]) for path in results}
+    todo = [path for path in results if not record.is_done(names[path], keys[path])]
+    record.strike(*(names[path] for path in todo))
     if len(todo) < len(results):
         print(f"{len(results) - len(todo)} of {len(results)} pictures are in {output_dir} already", flush=True)
     build.save_config(cfg, output_dir, unused=UNUSED)
 
     def done(path: Path) -> None:
-        record.add(results[path], *inputs[path])
+        record.add(names[path], keys[path])
         bar.update()
 
     with tqdm(total=len(todo), desc="predict", unit="image") as bar, WriteBehind() as writer:
@@ -83,7 +99,7 @@ def build_translator(cfg: DictConfig, card: TranslatorConfig) -> Translator:
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """What determines the results, but for the pictures and their masks' contents."""
+    """What determines the results, but for the pictures and their masks."""
     ckpt = Path(cfg.ckpt)
     weights = ckpt / "translator.safetensors" if ckpt.is_dir() else ckpt
     keys = (
@@ -91,7 +107,6 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         "prompt",
         "strength",
         "max_side",
-        "mask",
         "feather",
         "exact_background",
         "tile",
@@ -101,6 +116,10 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     )
     own = {key: cfg[key] for key in keys}
     return {**own, "auto_mask": dict(cfg.auto_mask), "weights": file_digest(weights), "teacher": cfg.teacher.path}
+
+
+def input_digest(path: Path, mask: str | None) -> str:
+    return digest([file_digest(path), mask if mask in (None, AUTO) else file_digest(mask)])
 
 
 def result_name(name: str, path: Path, form: str) -> str:

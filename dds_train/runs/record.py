@@ -62,8 +62,8 @@ class Record:
                 stack.enter_context(_made(self.folder))
                 stack.enter_context(_locked(self.folder, self.command))
                 self._stack = stack.pop_all()
+            end_last_line(self.path)
             if self.path.exists():
-                _end_last_line(self.path)
                 remove_leavings(self.folder)
         self._load()
         return self
@@ -106,7 +106,7 @@ class Record:
                 differing += _differences(dict(_leaves(old, group)), dict(_leaves(new, group)), free)
             if differing:
                 shown = ", ".join(sorted(differing)[:8]) + (f" and {len(differing) - 8} more" if len(differing) > 8 else "")
-                raise UserError(f"output_dir={self.folder}: holds results of other settings: {shown}; {remedy}")
+                raise UserError(f"output_dir={self.folder}: holds a run with other settings: {shown}; {remedy}")
             if merged != self.settings or self.claimed_by is None:
                 now = datetime.now().astimezone().isoformat(timespec="seconds")
                 self._append({"claim": merged, "command": self.command, "version": version("dds_train"), "time": now})
@@ -190,9 +190,9 @@ class Record:
             self._apply(json.loads(json.dumps(event)))
 
 
-def _end_last_line(path: Path) -> None:
+def end_last_line(path: Path) -> None:
     """Remove what a kill has cut."""
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     if content and not content.endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
 
