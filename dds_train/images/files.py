@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
 from dds_train.errors import UserError
+from dds_train.runs.files import atomic_write
 
 MAX_PIXELS = 100_000_000
 
@@ -112,14 +113,12 @@ BEST: dict[str, dict[str, Any]] = {
 def save_image(image: Tensor, path: str | Path, alpha_and_profile: AlphaAndProfile | None = None) -> None:
     """Pixels [3,H,W] in [-1,1] to a file whose extension says the format. It appears complete or not at all."""
     path, alpha_and_profile = Path(path), alpha_and_profile or AlphaAndProfile()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{path.suffix}")
     settings = dict(BEST.get(path.suffix.lower(), {}))
     if alpha_and_profile.icc:
         settings["icc_profile"] = alpha_and_profile.icc
     picture = to_pil(image) if alpha_and_profile.alpha is None else with_alpha(image, alpha_and_profile.alpha)
-    picture.save(partial, **settings)
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        picture.save(partial, **settings)
 
 
 def with_alpha(image: Tensor, alpha: Tensor) -> Image.Image:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from dds_train.images.files import from_pil, to_pil
+from dds_train.runs.files import atomic_write
 
 
 def image_grid(rows: Sequence[Tensor], gap: int = 2) -> Tensor:
@@ -31,10 +32,11 @@ def save_animation(frames: Sequence[Tensor], path: str | Path, fps: int = 8) -> 
     """Pictures [3,H,W] of one size as a GIF that loops, or an MP4 (which needs imageio with ffmpeg), by the path's extension.
     The last one is shown longer."""
     pictures = [to_pil(frame) for frame in frames]
-    if Path(path).suffix == ".gif":
-        export_to_gif([*pictures, *pictures[-1:] * fps], str(path), fps)
-    else:
-        export_to_video([*pictures, *pictures[-1:] * fps], str(path), fps, macro_block_size=2)
+    with atomic_write(path) as partial:
+        if partial.suffix == ".gif":
+            export_to_gif([*pictures, *pictures[-1:] * fps], str(partial), fps)
+        else:
+            export_to_video([*pictures, *pictures[-1:] * fps], str(partial), fps, macro_block_size=2)
 
 
 def fit_into(image: Tensor, side: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Checkpoints that survive a kill, a full disk, and impatience."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from dds_train.runs.files import atomic_write
 
 
 class Checkpoints(ModelCheckpoint):
@@ -44,20 +45,15 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the final name, then renames: a killed process leaves the previous checkpoint whole.
+    """Checkpoints that appear complete or not at all: a killed process leaves the previous one whole.
 
-    Lightning's own writer goes through TMPDIR, and moving between filesystems is not atomic.
+    Lightning's own writer goes through TMPDIR, and moving between file systems is not atomic.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial")
-        with partial.open("wb") as file:
+        # To an open file: a path's own name would go into the archive.
+        with atomic_write(path, durable=True) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, final)
 
 
 class SaveOnSignal(Callback):

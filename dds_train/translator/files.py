@@ -1,7 +1,6 @@
 """Translators on disk: an exported folder (config.json, translator.safetensors, README.md) or a training checkpoint."""
 
 import json
-import os
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
+from dds_train.runs.files import atomic_write
 from dds_train.translator.kinds import make_translator
 from dds_train.translator.task import Task, tasks_from
 
@@ -65,11 +65,9 @@ class TranslatorConfig:
 
 def export_translator(folder: Path, translator: nn.Module, card: TranslatorConfig, notes: str = "") -> None:
     """Write a folder that `load_translator` reads. `notes` (Markdown) go into the model card."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in translator.state_dict().items()}
-    # Beside its final name and moved there when complete: a killed process leaves no half-written weights.
-    save_file(weights, folder / f"{WEIGHTS}.tmp")
-    os.replace(folder / f"{WEIGHTS}.tmp", folder / WEIGHTS)
+    with atomic_write(folder / WEIGHTS, durable=True) as partial:
+        save_file(weights, partial)
     (folder / "config.json").write_text(json.dumps(card.to_dict(), indent=2) + "\n")
     (folder / "README.md").write_text(_model_card(translator, card, notes))
 
