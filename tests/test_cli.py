@@ -52,7 +52,7 @@ def cat(tmp_path: Path) -> str:
         ("fit", [*GIVEN, "+tasks.lion=a lion"], "tasks.lion.target=..."),
         ("fit", [*GIVEN, "tasks_per_image=2"], "there are 1 tasks"),
         ("fit", [*GIVEN, "data=shards"], "needs data.path=..."),
-        ("fit", [*GIVEN, "data=shards", "data.path=pipe:ls"], "only files on this disk"),
+        ("fit", [*GIVEN, "data=shards", "data.path=pipe:ls"], "not a local path"),
         ("fit", [*GIVEN, "data=shards", "data.path=/nowhere"], "no shards"),
         ("fit", [*GIVEN, "translator=lora", "translator.rank=0"], "at least 1"),
         ("fit", [*GIVEN, "augment.zoom=2"], "between 0.1 and 1"),

@@ -53,13 +53,13 @@ def content(folder: Path) -> list[dict[str, Any]]:
 
 def test_what_is_drawn_does_not_depend_on_batch_or_processes(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
     r = recipe(checkpoint)
-    assert synthesize(checkpoint, r, tmp_path / "one", batch=3)
-    assert not synthesize(checkpoint, r, tmp_path / "two", batch=3, rank=1, world=2)
-    assert synthesize(checkpoint, r, tmp_path / "two", batch=3, rank=0, world=2)
+    assert synthesize(checkpoint, r, tmp_path / "one", batch_size=3)
+    assert not synthesize(checkpoint, r, tmp_path / "two", batch_size=3, rank=1, world_size=2)
+    assert synthesize(checkpoint, r, tmp_path / "two", batch_size=3, rank=0, world_size=2)
     # Processes change nothing at all, the batch size only what rounds the other way.
     for name in r.shards:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    synthesize(checkpoint, r, tmp_path / "batch", batch=2)
+    synthesize(checkpoint, r, tmp_path / "batch", batch_size=2)
     for a, b in zip(content(tmp_path / "one"), content(tmp_path / "batch"), strict=True):
         assert np.abs(a["png"].astype(int) - b["png"]).max() <= 1
         assert a["json"] == b["json"]
@@ -67,7 +67,7 @@ def test_what_is_drawn_does_not_depend_on_batch_or_processes(checkpoint: Diffusi
 
 def test_a_sample_is_picture_latent_prompt_and_seed(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
     r = recipe(checkpoint)
-    synthesize(checkpoint, r, tmp_path / "d", batch=7)
+    synthesize(checkpoint, r, tmp_path / "d", batch_size=7)
     samples = content(tmp_path / "d")
     assert [s["json"]["prompt"] for s in samples] == PROMPTS
     table = PromptTable.load(tmp_path / "d" / "prompts.safetensors")
@@ -83,30 +83,30 @@ def test_a_sample_is_picture_latent_prompt_and_seed(checkpoint: DiffusionCheckpo
 
 def test_a_stopped_run_goes_on_and_a_lost_shard_comes_back(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
     r = recipe(checkpoint)
-    synthesize(checkpoint, r, tmp_path / "d", batch=3)
+    synthesize(checkpoint, r, tmp_path / "d", batch_size=3)
     first, second = ((tmp_path / "d" / name) for name in r.shards[:2])
     kept, lost, manifest = first.stat().st_mtime_ns, second.read_bytes(), (tmp_path / "d" / "manifest.json").read_text()
     second.unlink()
     (tmp_path / "d" / ".shard-00001.tar.99.partial").write_bytes(lost[:100])  # as a kill leaves it
-    synthesize(checkpoint, r, tmp_path / "d", batch=3)
+    synthesize(checkpoint, r, tmp_path / "d", batch_size=3)
     assert first.stat().st_mtime_ns == kept
     assert second.read_bytes() == lost
     assert (tmp_path / "d" / "manifest.json").read_text() == manifest
     verify(tmp_path / "d")
     second.write_bytes(lost[:600] + b"x" + lost[601:])
-    with pytest.raises(UserError, match=r"shard-00001\.tar: not what it was"):
+    with pytest.raises(UserError, match=r"shard-00001\.tar: checksum mismatch"):
         verify(tmp_path / "d")
-    with pytest.raises(UserError, match="other settings"):
-        synthesize(checkpoint, recipe(checkpoint, seed=1), tmp_path / "d", batch=3)
+    with pytest.raises(UserError, match="a data set with other settings"):
+        synthesize(checkpoint, recipe(checkpoint, seed=1), tmp_path / "d", batch_size=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty"):
-        synthesize(checkpoint, r, tmp_path / "mine", batch=3)
+        synthesize(checkpoint, r, tmp_path / "mine", batch_size=3)
 
 
 def test_training_reads_them_without_codec_and_text_encoder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = DiffusionCheckpoint(str(tiny("epsilon")))
-    synthesize(checkpoint, recipe(checkpoint), tmp_path / "d", batch=3, more_prompts=["a photo of a lion"])
+    synthesize(checkpoint, recipe(checkpoint), tmp_path / "d", batch_size=3, extra_prompts=["a photo of a lion"])
     fresh = DiffusionCheckpoint(checkpoint.path)
     source = ShardSource(str(tmp_path / "d"), fresh)
     source.prepare()
@@ -145,7 +145,7 @@ def test_filtered_by_clip(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> No
 
     import dds_train.data.synthesis as module
 
-    real = module._draw
+    real = module.sample_images
 
     def spy(checkpoint: DiffusionCheckpoint, recipe: Recipe, prompts: list[str], now: list[int]) -> tuple[Tensor, Tensor]:
         drawn[:] = now
@@ -156,8 +156,8 @@ def test_filtered_by_clip(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> No
         return [0.1 if seeds[seed] == (0, 0) or seeds[seed][0] == 4 else 0.9 for seed in drawn]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_draw", spy)
-        synthesize(checkpoint, r, tmp_path / "d", batch=2, score=score)
+        patch.setattr(module, "sample_images", spy)
+        synthesize(checkpoint, r, tmp_path / "d", batch_size=2, score=score)
     assert sorted(tried) == sorted([(i, 0) for i in range(7)] + [(0, 1), (4, 1), (4, 2)])
     samples = content(tmp_path / "d")
     assert [s["json"]["seed"] for s in samples] == [image_seed(r, i, 1 if i == 0 else 0) for i in (0, 1, 2, 3, 5, 6)]
@@ -243,10 +243,10 @@ def test_a_truncated_shard_gives_what_is_whole(
     (tmp_path / "a.tar").write_bytes(whole[:cut])
     source = ShardSource(str(tmp_path), checkpoint)
     source.prepare()
-    assert f"{tmp_path / 'a.tar'}: damaged after {len(source.entries)} samples" in capsys.readouterr().out
+    assert f"{tmp_path / 'a.tar'}: damaged after {len(source.samples)} samples" in capsys.readouterr().out
     dataset: Any = source.dataset()
-    assert [s["z"][0, 0, 0].item() for s in dataset] == list(range(len(source.entries)))
-    assert len(source.entries) == 4
+    assert [s["z"][0, 0, 0].item() for s in dataset] == list(range(len(source.samples)))
+    assert len(source.samples) == 4
 
 
 def test_nothing_in_a_shard_runs(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_captions_of_a_folder(checkpoint: DiffusionCheckpoint, tmp_path: Path) -
     (tmp_path / "metadata.csv").write_text('file_name,text\nb.png,"a cat, asleep"\nc.png,a black cat\n')
     assert FolderSource(str(tmp_path), checkpoint).captions == ["a gray cat", "a cat, asleep", "a black cat"]
     (tmp_path / "metadata.csv").write_text("file_name,text\nb.png,x\n")
-    with pytest.raises(UserError, match=r"c\.png: has no caption"):
+    with pytest.raises(UserError, match=r"c\.png: no caption"):
         _ = FolderSource(str(tmp_path), checkpoint).captions
     (tmp_path / "metadata.csv").write_text("name,words\n")
     with pytest.raises(UserError, match="columns file_name and text"):

@@ -110,7 +110,7 @@ def test_an_experiment_goes_with_every_source(data: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("DDS_RUN_STAMP", "now")
     checkpoint = DiffusionCheckpoint("bundled")
     recipe = recipe_for(checkpoint, ["a cat"] * 2, guidance=1.0, steps=1, seed=0, per_shard=2)
-    synthesize(checkpoint, recipe, tmp_path / "shards", batch=2)
+    synthesize(checkpoint, recipe, tmp_path / "shards", batch_size=2)
     path = {"shards": tmp_path / "shards", "folder": CONF.parent / "data" / "examples"}.get(data)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("fit", ["+experiment=cat2many", f"data={data}", *([f"data.path={path}"] if path else [])])

@@ -1,6 +1,8 @@
 """Training in this process, on a tiny random teacher."""
 
+import errno
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -200,7 +202,7 @@ def test_ramps() -> None:
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
     def batches(**changes: int) -> list[list[tuple[int, int]]]:
-        return list(StatelessBatchSampler(**{"size": 10, "batch": 2, "first": 0, "last": 15, "seed": 1, **changes}))
+        return list(StatelessBatchSampler(**{"size": 10, "batch_size": 2, "first": 0, "last": 15, "seed": 1, **changes}))
 
     def indices(some: list[list[tuple[int, int]]]) -> list[int]:
         return [index for _, index in chain(*some)]
@@ -212,7 +214,7 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
     assert indices(whole[:5]) != indices(whole[5:10])
     assert batches(seed=2) != whole
     # Two ranks with half the batch see together what one sees alone.
-    ranks = [batches(batch=1, rank=rank, world=2) for rank in (0, 1)]
+    ranks = [batches(batch_size=1, rank=rank, world_size=2) for rank in (0, 1)]
     assert [a + b for a, b in zip(*ranks, strict=True)] == whole
 
 
@@ -245,3 +247,32 @@ def test_synthetic_images_do_not_depend_on_the_batch_and_are_cached(tiny: Callab
     source(6, "a").prepare()
     assert (a.folder / "shard-00000.tar").stat().st_mtime_ns == written
     assert source(6, "a", seed=1).folder != a.folder
+
+
+class Failing(Dataset[Sample]):
+    """Latents of which `index` raises an OSError, from a disk that fails."""
+
+    def __init__(self, index: int, code: int) -> None:
+        self.samples, self.index, self.code = latents(), index, code
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == self.index:
+            raise OSError(self.code, os.strerror(self.code))
+        return self.samples[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+def test_a_failing_disk_stops_training_and_a_missing_file_does_not(
+    tiny: Callable[[str], Path], tmp_path: Path, workers: int, code: int
+) -> None:
+    data = SourceData(Failing(9, errno.ENOENT), batch_size=3, held_out=4, workers=workers, seed=0)
+    trainer(tmp_path / "missing", 6, limit_val_batches=0).fit(build(tiny("epsilon")), datamodule=data)
+    data = SourceData(Failing(9, code), batch_size=3, held_out=4, workers=workers, seed=0)
+    with pytest.raises(UserError, match=rf"^data: sample 9: cannot be read \({os.strerror(code)}\); .* and run"):
+        trainer(tmp_path / "failing", 6, limit_val_batches=0).fit(build(tiny("epsilon")), datamodule=data)
+    with pytest.raises(UserError, match="data: sample 2: cannot be read"):
+        SourceData(Failing(2, code), batch_size=3, held_out=4, workers=workers, seed=0)

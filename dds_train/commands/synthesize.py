@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
 
     folder = Path(cfg.output_dir)
     complete = synthesize(
-        checkpoint, recipe, folder, batch=cfg.batch_size, more_prompts=said, score=score, rank=rank, world=world
+        checkpoint, recipe, folder, batch_size=cfg.batch_size, extra_prompts=said, score=score, rank=rank, world_size=world
     )
     if complete and rank == 0:
         verify(folder)

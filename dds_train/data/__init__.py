@@ -1,1 +1,1 @@
-"""Pixels and latents in, batches out."""
+"""Data sources, and batches that depend on (seed, step) alone."""

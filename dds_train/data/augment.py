@@ -1,4 +1,4 @@
-"""Random changes of training images, each a function of the random numbers that it is given."""
+"""Augmentation of training images, as a function of a random generator."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class FlipAndZoom:
-    """Mirror half of the images, and zoom into a random part of each.
+    """Random horizontal flips and random crops, resized to the image's size.
 
     Attributes:
-        flip: whether to mirror.
-        zoom: the smallest part that is kept, as a share of the side: 1 keeps everything, 0.8 cuts out at least 80 %.
+        flip: whether to flip half of the images.
+        zoom: the smallest side of a crop as a fraction of the image's: 1 for no crop.
     """
 
     flip: bool = False
@@ -22,10 +22,10 @@ class FlipAndZoom:
     def __call__(self, image: Tensor, rng: torch.Generator) -> Tensor:
         """[3,S,S] in [-1,1] -> the same."""
         size = image.shape[-1]
-        mirror, share, x, y = torch.rand(4, generator=rng).tolist()
+        mirror, fraction, x, y = torch.rand(4, generator=rng).tolist()
         if self.zoom < 1:
-            side = round(size * (self.zoom + (1 - self.zoom) * share))
+            side = round(size * (self.zoom + (1 - self.zoom) * fraction))
             left, top = round((size - side) * x), round((size - side) * y)
-            part = image[None, :, top : top + side, left : left + side]
-            image = F.interpolate(part, (size, size), mode="bicubic", antialias=True)[0].clamp(-1, 1)
+            crop = image[None, :, top : top + side, left : left + side]
+            image = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0].clamp(-1, 1)
         return image.flip(-1) if self.flip and mirror < 0.5 else image

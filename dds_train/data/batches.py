@@ -1,5 +1,6 @@
-"""Batches whose content is a function of (seed, step) alone: not of workers, ranks, or what happened before."""
+"""Batches as a function of (seed, step) alone, whatever the workers, ranks and earlier steps."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -7,37 +8,39 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from dds_train.data.source import Sample
+from dds_train.data.source import Sample, StorageError, storage_error
 from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
 
-Place = tuple[int, int]  # (position in the endless order, index in the data set)
+Place = tuple[int, int]  # (position in the endless order, index into the dataset)
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # of pixels [3,S,S]
 
 
 class StatelessBatchSampler(Sampler[list[Place]]):
-    """Batches number `first` to `last` of an endless shuffle, the part of one rank.
+    """Batches `first` to `last` of an endless shuffle, for one rank.
 
-    Every image comes once before any comes twice. A batch's content depends on (seed, its number, rank) and on nothing that
-    happened before, so a resumed run sees what an uninterrupted one would have seen. Positions count the images of all ranks
-    together: noise and tasks follow from them, so that two ranks see together what one with twice the batch sees alone.
+    Every image comes once before any comes twice. A batch depends on (seed, its index, rank) alone, so a resumed run gets the
+    batches of an uninterrupted one. Positions count the images of all ranks; noise and tasks are functions of them, so data
+    parallelism is exact: N ranks of batch size B see the samples and the noise of one rank of batch size N B.
     """
 
-    def __init__(self, size: int, batch: int, first: int, last: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.size, self.batch, self.first, self.last = size, batch, first, last
-        self.seed, self.rank, self.world = seed, rank, world
+    def __init__(
+        self, size: int, batch_size: int, first: int, last: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.size, self.batch_size, self.first, self.last = size, batch_size, first, last
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
-        # Not last - first: Lightning counts on from the batches that were done before a resume.
+        # Not last - first: after a resume, Lightning goes on counting from the batches before it.
         return self.last
 
     def __iter__(self) -> Iterator[list[Place]]:
         for number in range(self.first, self.last):
-            start = (number * self.world + self.rank) * self.batch
-            yield [(position, self._at(position)) for position in range(start, start + self.batch)]
+            start = (number * self.world_size + self.rank) * self.batch_size
+            yield [(position, self._index_at(position)) for position in range(start, start + self.batch_size)]
 
-    def _at(self, position: int) -> int:
+    def _index_at(self, position: int) -> int:
         epoch, index = divmod(position, self.size)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, torch.randperm(self.size, generator=seeded_rng(self.seed, "order", epoch))
@@ -45,9 +48,10 @@ class StatelessBatchSampler(Sampler[list[Place]]):
 
 
 class PositionedDataset(Dataset[dict[str, Any]]):
-    """A data set whose samples know their position; what cannot be used is said instead of raised.
+    """Samples with their positions and, in place of exceptions, the reasons why they are missing.
 
-    Returns {"position": int} with the sample's tensors, or with {"bad": reason}.
+    Returns {"position": int} and the sample's tensors; for a bad sample {"position": int, "bad": reason}; and after a failure
+    that is not the sample's {"position": int, "failed": reason}.
     """
 
     def __init__(self, dataset: Dataset[Sample], indices: Sequence[int], seed: int, augment: Augment | None = None) -> None:
@@ -58,41 +62,55 @@ class PositionedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         position, index = place
-        read = read_sample(self.dataset, self.indices[index])
-        if isinstance(read, str):
-            return {"position": position, "bad": read}
-        if self.augment and "image" in read:
-            read = {**read, "image": self.augment(read["image"], seeded_rng(self.seed, "augment", position))}
-        return {"position": position, **read}
+        try:
+            sample = read_sample(self.dataset, self.indices[index])
+        except StorageError as error:  # as data: an exception would lose its message on the way out of a worker process
+            return {"position": position, "failed": str(error)}
+        if isinstance(sample, str):
+            return {"position": position, "bad": sample}
+        if self.augment and "image" in sample:
+            sample = {**sample, "image": self.augment(sample["image"], seeded_rng(self.seed, "augment", position))}
+        return {"position": position, **sample}
 
 
 def read_sample(dataset: Dataset[Sample], index: int) -> Sample | str:
-    """The sample, or why it cannot be used."""
+    """The sample, or why it cannot be used.
+
+    Raises:
+        StorageError: if that is not the sample's fault.
+    """
     try:
         sample = dataset[index]
-    except Exception as error:  # whatever a source's own reader raises: it is named, counted, and stops the run if frequent
-        first_line = (str(error).splitlines() or [""])[0]
-        return first_line if isinstance(error, UserError) else f"sample {index}: {type(error).__name__}: {first_line}"
+    except StorageError:
+        raise
+    except Exception as error:  # whatever a user's source raises: it is recorded, and stops the run if frequent
+        message = (str(error).splitlines() or [""])[0]
+        if failure := storage_error(error, f"data: sample {index}"):
+            raise failure from error
+        return message if isinstance(error, UserError) else f"sample {index}: {type(error).__name__}: {message}"
     broken = [name for name, value in sample.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     return f"sample {index}: {broken[0]} is not finite" if broken else sample
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{"position": [ints of the good ones], "bad": [reasons], and the tensors of the good ones, stacked}."""
-    good = [sample for sample in samples if "bad" not in sample]
+    """{"position": [of the good samples], "bad": [reasons], and the tensors of the good samples, stacked}, and "failed": a
+    reason, if there is one."""
+    good = [sample for sample in samples if not {"bad", "failed"} & sample.keys()]
     tensors = [{name: value for name, value in sample.items() if name != "position"} for sample in good]
+    failed = [sample["failed"] for sample in samples if "failed" in sample]
     return {
         "position": [sample["position"] for sample in good],
         "bad": [sample["bad"] for sample in samples if "bad" in sample],
+        **({"failed": failed[0]} if failed else {}),
         **(default_collate(tensors) if tensors else {}),
     }
 
 
 def hold_out(dataset: Dataset[Sample], count: int) -> tuple[dict[str, Any], list[int]]:
-    """The first `count` samples that can be read, as a batch with positions from 0, and the indices of all behind them.
+    """The first `count` readable samples as a batch with positions from 0, and the indices of all samples after them.
 
     Raises:
-        UserError: if nothing is left to train on.
+        UserError: if no sample is left for training.
     """
     size = len(dataset)  # type: ignore[arg-type]
     samples: list[dict[str, Any]] = []
@@ -100,13 +118,13 @@ def hold_out(dataset: Dataset[Sample], count: int) -> tuple[dict[str, Any], list
     for index in range(size):
         if len(samples) == count:
             return collate(samples + bad), list(range(index, size))
-        read = read_sample(dataset, index)
-        if isinstance(read, str):
-            bad.append({"bad": read})
+        sample = read_sample(dataset, index)
+        if isinstance(sample, str):
+            bad.append({"bad": sample})
         else:
-            samples.append({"position": len(samples), **read})
-    why = f" ({len(bad)} cannot be read: {bad[0]['bad']})" if bad else ""
-    raise UserError(f"data: {size} images are too few{why}; more than held_out={count} are needed")
+            samples.append({"position": len(samples), **sample})
+    reason = f" ({len(bad)} cannot be read: {bad[0]['bad']})" if bad else ""
+    raise UserError(f"data: {size} images are too few{reason}; more than held_out={count} are required")
 
 
 def step_loader(dataset: PositionedDataset, batches: StatelessBatchSampler, workers: int) -> DataLoader[dict[str, Any]]:
@@ -115,6 +133,12 @@ def step_loader(dataset: PositionedDataset, batches: StatelessBatchSampler, work
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=ignore_interrupts,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches workers too, which the main process needs until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,6 +1,7 @@
-"""The user's own pictures."""
+"""A folder of the user's images."""
 
 import csv
+import os
 from pathlib import Path
 
 import torch
@@ -10,68 +11,75 @@ from dds_train.data.source import Sample, image_size
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 from dds_train.images.files import read_image, square_crop
-from dds_train.images.find import find_images
+from dds_train.images.find import find_images, root_folder
 
 METADATA = "metadata.csv"
 
 
 class FolderSource:
-    """Every picture under `path`, scaled and cropped to `size` x `size` pixels.
+    """Images of a folder, scaled and cropped to `size` x `size` pixels.
 
-    Captions, if there are any, stand in a text file beside each picture (cat.jpg, cat.txt), or in the folder's metadata.csv
-    with the columns file_name and text. Only tasks that say {caption} need them.
+    Captions are in a text file beside each image (cat.jpg, cat.txt), or in metadata.csv in the folder with the columns
+    file_name and text. Only tasks with {caption} in a prompt need them.
 
     Args:
-        path: a folder, searched to any depth, or a glob pattern.
-        pretrained: the teacher, whose codec the pictures must suit.
-        size: side in pixels, a multiple of the codec's factor; the teacher's own size if not given.
+        path: a folder, searched recursively, or a glob pattern.
+        checkpoint: the teacher's, for the size of images.
+        size: side in pixels, a multiple of the VAE's downsampling factor; default: the teacher's.
 
     Raises:
-        UserError: if there are no pictures, or the size does not suit the codec.
+        UserError: if there are no images, or the VAE does not support the size.
     """
 
     def __init__(self, path: str, checkpoint: DiffusionCheckpoint, size: int | None = None) -> None:
-        self.path, self.size = Path(path), image_size(checkpoint, size)
-        self.paths = find_images(path, "data.path")
+        self.size, self.paths = image_size(checkpoint, size), find_images(path, "data.path")
+        self.metadata = root_folder(path) / METADATA
 
     def prepare(self) -> None:
-        """Nothing takes long."""
+        """Nothing to prepare."""
 
     @property
     def captions(self) -> list[str]:
-        """One for each picture.
+        """The caption of each image.
 
         Raises:
-            UserError: naming the first picture that has none.
+            UserError: naming the first image that has none.
         """
-        listed = read_metadata(self.path / METADATA) if (self.path / METADATA).is_file() else {}
+        listed = read_metadata(self.metadata) if self.metadata.is_file() else {}
         return [self._caption(path, listed) for path in self.paths]
 
     def dataset(self) -> Dataset[Sample]:
-        return _Folder(self.paths, self.size)
+        return FolderDataset(self.paths, self.size)
 
     def _caption(self, path: Path, listed: dict[str, str]) -> str:
         beside = path.with_suffix(".txt")
         if beside.is_file():
-            return " ".join(beside.read_text().split())
-        name = path.relative_to(self.path).as_posix() if self.path.is_dir() else path.name
-        if name not in listed:
+            return " ".join(beside.read_text(encoding="utf-8-sig", errors="replace").split())
+        if os.path.abspath(path) not in listed:
             raise UserError(
-                f"{path}: has no caption, and a task says {{caption}}: write {beside.name} beside it, or a line in {METADATA}"
+                f"{path}: no caption, and a task has {{caption}} in its prompts: write {beside.name} beside it, or a line in "
+                f"{self.metadata}"
             )
-        return listed[name]
+        return listed[os.path.abspath(path)]
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """file_name -> text. Raises UserError if the columns are not there."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"file_name", "text"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: needs the columns file_name and text, has {', '.join(reader.fieldnames or ())}")
-        return {row["file_name"]: row["text"] for row in reader}
+    """Captions of a metadata.csv by the absolute path of the image. File names are relative to it; ~ is the home folder.
+
+    Raises:
+        UserError: if it is not CSV in UTF-8 with the columns file_name and text.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"file_name", "text"} <= set(reader.fieldnames or ()):
+                raise UserError(f"{path}: requires the columns file_name and text, has {', '.join(reader.fieldnames or ())}")
+            return {os.path.abspath(path.parent / Path(row["file_name"]).expanduser()): row["text"] or "" for row in reader}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not CSV in UTF-8 ({error})") from error
 
 
-class _Folder(Dataset[Sample]):
+class FolderDataset(Dataset[Sample]):
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths, self.size = paths, size
 

@@ -1,4 +1,4 @@
-"""Which shards are meant. No torch here: the command line asks before loading anything."""
+"""Shard files of a path, folder or glob pattern. No torch here: the command line imports it."""
 
 import glob
 from pathlib import Path
@@ -7,15 +7,15 @@ from dds_train.errors import UserError
 
 
 def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
-    """The tar files that a file, a folder or a glob pattern stands for, sorted.
+    """Tar files of a file, a folder or a glob pattern, sorted.
 
     Raises:
-        UserError: if there are none, or something that is no local file is asked for.
+        UserError: if there are none, or `spec` is a URL or a pipe.
     """
     if str(spec).startswith("pipe:") or "://" in str(spec):
-        raise UserError(f"{key}={spec}: only files on this disk are read; copy the shards here first")
+        raise UserError(f"{key}={spec}: not a local path; download the shards first")
     path = Path(spec).expanduser()
-    found = list(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in glob.glob(str(path), recursive=True)]
-    if not found:
+    shards = list(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+    if not shards:
         raise UserError(f"{key}={spec}: no shards (*.tar) there")
-    return sorted(found)
+    return sorted(shards)

@@ -1,4 +1,4 @@
-"""Prompts from templates: "a photo of a {breed} cat, {place}"."""
+"""Prompts from templates such as "a photo of a {breed} cat, {place}"."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from dds_train.errors import UserError
 
 
 def fill_all(prompts: Sequence[str], words: Mapping[str, Sequence[str]], count: int, seed: int) -> list[str]:
-    """The prompts of images 0 to count - 1; the prompt of image i depends on (seed, i).
+    """Prompts of images 0 to count - 1. The prompt of image i depends on (seed, i) alone.
 
     Raises:
-        UserError: for a template whose words are missing.
+        UserError: for a placeholder without words.
     """
     return [fill(prompts, words, seeded_rng(seed, "prompt", i)) for i in range(count)]
 
 
 def fill(templates: Sequence[str], words: Mapping[str, Sequence[str]], rng: torch.Generator) -> str:
-    """One of the templates with one of the words in each place, and "a" before a vowel mended to "an"."""
+    """A random template with random words for its placeholders, and "an" for "a" before a vowel."""
 
     def pick(options: Sequence[str]) -> str:
         return str(options[int(torch.randint(len(options), (), generator=rng))])
@@ -33,7 +33,7 @@ def fill(templates: Sequence[str], words: Mapping[str, Sequence[str]], rng: torc
         if name is None:
             continue
         if not words.get(name):
-            raise UserError(f"prompts: '{template}' needs a list of words for {{{name}}}, such as words.{name}=[one,two]")
+            raise UserError(f"prompts: '{template}' requires a list of words for {{{name}}}, such as words.{name}=[one,two]")
         word = pick(words[name])
         if filled.endswith((" a ", "A ")) and word[:1].lower() in "aeiou":
             filled = filled[:-1] + "n "
@@ -44,12 +44,12 @@ def fill(templates: Sequence[str], words: Mapping[str, Sequence[str]], rng: torc
 def read_prompts(
     prompts: str | Sequence[str], words: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], dict[str, Sequence[str]]]:
-    """Templates and words: given as they are, or as a YAML file with the keys prompts and words.
+    """Templates and words: those of the arguments, or of a YAML file with the keys prompts and words.
 
     Raises:
-        UserError: if there are none, or the file is of another shape.
+        UserError: if there are none, or the file has another structure.
     """
-    known = dict(words)
+    all_words = dict(words)
     if isinstance(prompts, str) and prompts.endswith((".yaml", ".yml")):
         path = Path(prompts).expanduser()
         if not path.is_file():
@@ -60,9 +60,9 @@ def read_prompts(
             raise UserError(f"prompts={prompts}: not YAML: {str(error).splitlines()[0]}") from error
         content = {"prompts": content} if isinstance(content, list) else content
         if not isinstance(content, dict) or not content.get("prompts") or set(content) - {"prompts", "words"}:
-            raise UserError(f"prompts={prompts}: needs a list 'prompts' and, for templates, lists under 'words'")
-        prompts, known = content["prompts"], {**(content.get("words") or {}), **known}
+            raise UserError(f"prompts={prompts}: requires a list 'prompts' and, for templates, lists under 'words'")
+        prompts, all_words = content["prompts"], {**(content.get("words") or {}), **all_words}
     templates = [prompts] if isinstance(prompts, str) else [str(prompt) for prompt in prompts]
     if not templates:
         raise UserError("prompts: give at least one")
-    return templates, known
+    return templates, all_words

@@ -1,10 +1,10 @@
-"""The teacher draws a data set: WebDataset shards of images, latents and prompts, with a table of prompt embeddings.
+"""Data sets sampled from the teacher: WebDataset shards of images, latents and prompts, with a table of prompt embeddings.
 
 DIR/shard-00000.tar ...   NAME.png, NAME.z.npy (latent of that png), NAME.json (prompt, its row in the table, seed, score)
 DIR/prompts.safetensors   embeddings of all prompts
-DIR/manifest.json         checksums, the teacher's identity, how it was drawn; written last, when all shards are there
-DIR/recipe.json           what the data set will be; written first
-DIR/preview.png           the first pictures
+DIR/manifest.json         checksums, fingerprints of the teacher, sampling settings; written last, when all shards are complete
+DIR/recipe.json           settings that determine the data set; written first
+DIR/preview.png           the first images
 """
 
 import hashlib
@@ -21,35 +21,35 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from dds_train.data.shards import LATENT, MANIFEST, TABLE, ShardSource
+from dds_train.data.shards import FORMAT, LATENT, MANIFEST, TABLE, ShardSource
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
-from dds_train.images.grids import image_grid
 
 os.environ.setdefault("WDS_SECURE", "1")  # before the import: shards must not be able to run anything
 from webdataset.writer import TarWriter
 
-FORMAT = 1
-PREVIEW = 64
-# How well pictures [B,3,H,W] in [-1,1] show their B prompts: one number for each, larger is better.
+RECIPE = "recipe.json"
+PREVIEW = 64  # images in preview.png
+# Images [B,3,H,W] in [-1,1] and their B prompts -> B scores of how well they match, larger is better.
 Score = Callable[[Tensor, Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What determines a data set, up to the rounding that the batch size may change."""
+    """Settings that determine a data set, up to the rounding errors of the batch size."""
 
     prompts: tuple[str, ...]  # of image 0, 1, ...
     guidance: float
     steps: int
     seed: int
     per_shard: int
-    teacher: str  # fingerprint of all that draws
-    score: str | None = None  # what filters, if anything does
-    least: float = 0.0  # the score below which a picture is drawn again
+    teacher: str  # fingerprint of all models that sample
+    score: str | None = None  # name of the filter's model, if there is a filter
+    least: float = 0.0  # the score below which an image is sampled again
     tries: int = 1
 
     def digest(self) -> str:
@@ -61,8 +61,8 @@ class Recipe:
 
 
 def recipe_for(checkpoint: DiffusionCheckpoint, prompts: Iterable[str], **settings: Any) -> Recipe:
-    drawing = checkpoint.fingerprint("unet", "vae", "tokenizer", "text_encoder", "scheduler")
-    return Recipe(prompts=tuple(prompts), teacher=drawing, **settings)
+    teacher = checkpoint.fingerprint("unet", "vae", "tokenizer", "text_encoder", "scheduler")
+    return Recipe(prompts=tuple(prompts), teacher=teacher, **settings)
 
 
 def synthesize(
@@ -70,69 +70,69 @@ def synthesize(
     recipe: Recipe,
     folder: Path,
     *,
-    batch: int,
-    more_prompts: Iterable[str] = (),
+    batch_size: int,
+    extra_prompts: Iterable[str] = (),
     score: Score | None = None,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
 ) -> bool:
-    """Draw what is missing in `folder`. Killed at any moment, the same call goes on at the first shard that is not whole.
+    """Sample the shards that are missing in `folder`. After a kill, the same call resumes at the first incomplete shard.
 
     Args:
-        batch: images at a time; does not change what is drawn, but for rounding.
-        more_prompts: go into the table as well, so that `fit` needs no text encoder for them.
-        score: filters, if the recipe says so; a picture that fails `recipe.tries` times is left out.
-        rank, world: this process draws every `world`-th shard. The last one to finish writes the manifest.
+        batch_size: images at a time; changes them by rounding errors only.
+        extra_prompts: prompts for the table of embeddings, so that `fit` needs no text encoder for them.
+        score: filter of a recipe with `score`; an image that fails `recipe.tries` times is left out.
+        rank, world_size: this process samples every `world_size`-th shard. The last one to finish writes the manifest.
 
     Returns:
-        whether the data set is complete (with several processes: seen from this one).
+        whether the data set is complete, as far as this process can see.
 
     Raises:
-        UserError: if the folder holds another data set, or something else.
+        UserError: if the folder has another data set, or other files, in it.
     """
-    _claim(folder, recipe)
-    missing = [(n, name) for n, name in enumerate(recipe.shards) if n % world == rank and not (folder / name).exists()]
-    if missing:  # a shard that was deleted comes again
+    claim(folder, recipe)
+    missing = [(n, name) for n, name in enumerate(recipe.shards) if n % world_size == rank and not (folder / name).exists()]
+    if missing:  # also a shard that was deleted
         (folder / MANIFEST).unlink(missing_ok=True)
     first = {n: range(n * recipe.per_shard, min((n + 1) * recipe.per_shard, len(recipe.prompts))) for n, _ in missing}
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(["", *recipe.prompts]))}
-    with tqdm(total=sum(map(len, first.values())), desc="drawing source images", unit="image", disable=not missing) as bar:
+    with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
         for number, name in missing:
             partial = folder / f".{name}.{os.getpid()}.partial"
             with partial.open("wb") as file:
-                _write_shard(
-                    TarWriter(file, mtime=0, encoder=False), checkpoint, recipe, rows, first[number], batch, score, bar
-                )
+                tar = TarWriter(file, mtime=0, encoder=False)
+                _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar)
             os.replace(partial, folder / name)
     with FileLock(folder / ".lock"):
         if not all((folder / name).exists() for name in recipe.shards):
             return False
-        _add_prompts(checkpoint, folder, [*recipe.prompts, *more_prompts])
+        _add_prompts(checkpoint, folder, [*recipe.prompts, *extra_prompts])
         if not (folder / MANIFEST).exists():
-            _finish(checkpoint, recipe, folder, batch)
+            _finish(checkpoint, recipe, folder, batch_size)
+        for partial in folder.glob(".shard-*.partial"):  # of processes that were killed
+            partial.unlink(missing_ok=True)
     return True
 
 
 def image_seed(recipe: Recipe, index: int, attempt: int) -> int:
-    """The seed that `sample_latents` gets for an image; it stands in the image's .json."""
+    """The seed of an image's initial noise; recorded in its .json."""
     return int.from_bytes(hashlib.sha256(f"{recipe.seed}/{index}/{attempt}".encode()).digest()[:6], "big")
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Mark the folder as that of this recipe."""
-    path = folder / "recipe.json"
-    if path.exists():
-        if json.loads(path.read_text())["digest"] != recipe.digest():
-            raise UserError(
-                f"output_dir={folder}: holds a data set drawn from other settings; take another folder, or delete it"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"output_dir={folder}: is not empty, and no data set of ours; take another folder")
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Record the recipe in a new folder, or compare it with the one there. Several processes may do so at once."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []  # listed before the recipe, which comes first
+    path = folder / RECIPE
+    if not path.exists() and not all(name.startswith(".") for name in names):
+        raise UserError(f"output_dir={folder}: not empty, and not a dds_train data set; take another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"digest": recipe.digest(), **asdict(recipe)}, indent=1) + "\n")
-    os.replace(partial, path)
+    with FileLock(folder / ".lock"):
+        if not path.exists():
+            partial = folder / f".{RECIPE}.partial"
+            partial.write_text(json.dumps({"digest": recipe.digest(), **asdict(recipe)}, indent=1) + "\n")
+            os.replace(partial, path)
+    if json.loads(path.read_text()).get("digest") != recipe.digest():
+        raise UserError(f"output_dir={folder}: a data set with other settings ({path}); take another folder, or delete it")
 
 
 @torch.no_grad()
@@ -142,51 +142,54 @@ def _write_shard(
     recipe: Recipe,
     rows: dict[str, int],
     indices: range,
-    batch: int,
+    batch_size: int,
     score: Score | None,
     bar: tqdm,
 ) -> None:
-    kept: dict[int, dict[str, Any]] = {}
-    waiting = [(index, 0) for index in indices]
-    while waiting:
-        now, waiting = waiting[:batch], waiting[batch:]
-        prompts = [recipe.prompts[index] for index, _ in now]
-        seeds = [image_seed(recipe, index, attempt) for index, attempt in now]
-        images, latents = _draw(checkpoint, recipe, prompts, seeds)
-        scores: Sequence[float | None] = score(images, prompts) if score else [None] * len(now)
-        for (index, attempt), seed, image, z, value in zip(now, seeds, images, latents, scores, strict=True):
+    accepted: dict[int, dict[str, Any]] = {}
+    queue = [(index, 0) for index in indices]
+    while queue:
+        batch, queue = queue[:batch_size], queue[batch_size:]
+        prompts = [recipe.prompts[index] for index, _ in batch]
+        seeds = [image_seed(recipe, index, attempt) for index, attempt in batch]
+        images, latents = sample_images(checkpoint, recipe, prompts, seeds)
+        scores: Sequence[float | None] = score(images, prompts) if score else [None] * len(batch)
+        for (index, attempt), seed, image, z, value in zip(batch, seeds, images, latents, scores, strict=True):
             prompt = recipe.prompts[index]
             if value is not None and value < recipe.least:
-                waiting += [(index, attempt + 1)] if attempt + 1 < recipe.tries else []
+                queue += [(index, attempt + 1)] if attempt + 1 < recipe.tries else []
                 bar.update(attempt + 1 == recipe.tries)
                 continue
-            about = {"prompt": prompt, "prompt_id": rows[prompt], "seed": seed, **({} if value is None else {"score": value})}
-            kept[index] = {"__key__": f"{index:08d}", "png": _png(image), LATENT: _npy(z), "json": json.dumps(about).encode()}
+            record = {"prompt": prompt, "prompt_id": rows[prompt], "seed": seed, **({} if value is None else {"score": value})}
+            members = {"png": encode_png(image), LATENT: encode_npy(z), "json": json.dumps(record).encode()}
+            accepted[index] = {"__key__": f"{index:08d}", **members}
             bar.update()
-    for index in sorted(kept):
-        tar.write(kept[index])
+    for index in sorted(accepted):
+        tar.write(accepted[index])
     tar.close()
 
 
-def _draw(checkpoint: DiffusionCheckpoint, recipe: Recipe, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-    """Images [B,3,H,W] in [-1,1], of 8 bits, and their latents [B,C,h,w]."""
+def sample_images(
+    checkpoint: DiffusionCheckpoint, recipe: Recipe, prompts: list[str], seeds: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Images [B,3,H,W] in [-1,1], rounded to 8 bits, and their latents [B,C,h,w]."""
     autoencoder = checkpoint.autoencoder()
     condition = PromptTable.of(checkpoint.text_encoder(), prompts).condition(prompts)
     z = sample_latents(
         checkpoint.teacher(), checkpoint.sampler(), condition, seeds, steps=recipe.steps, guidance=recipe.guidance
     )
     images = ((autoencoder.decode(z) + 1) * 127.5).round() / 127.5 - 1
-    # Through the codec once, since that is where the inputs of `predict` come from.
+    # Encoded again, as `predict` encodes its inputs.
     return images.cpu(), autoencoder.encode(images).cpu()
 
 
-def _png(image: Tensor) -> bytes:
+def encode_png(image: Tensor) -> bytes:
     content = io.BytesIO()
     to_pil(image).save(content, "PNG")
     return content.getvalue()
 
 
-def _npy(z: Tensor) -> bytes:
+def encode_npy(z: Tensor) -> bytes:
     content = io.BytesIO()
     np.save(content, z.numpy(), allow_pickle=False)
     return content.getvalue()
@@ -202,21 +205,20 @@ def _add_prompts(checkpoint: DiffusionCheckpoint, folder: Path, prompts: Sequenc
         os.replace(partial, path)
 
 
-def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch: int) -> None:
-    """Preview and manifest, from the shards as they lie there."""
+def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch_size: int) -> None:
+    """Write preview and manifest from the complete shards."""
     paths = [folder / name for name in recipe.shards]
-    drawn = ShardSource(str(folder), checkpoint=checkpoint, latents=False)
+    source = ShardSource(str(folder), checkpoint=checkpoint, latents=False)
     latents = ShardSource(str(folder), checkpoint=checkpoint, latents=True).dataset()
-    images = drawn.dataset()
-    count = min(256, len(drawn.entries))
-    shown = torch.stack([images[i]["image"] for i in range(count)])
+    dataset, count = source.dataset(), min(256, len(source.samples))
+    images = torch.stack([dataset[i]["image"] for i in range(count)])
     z = torch.stack([latents[i]["z"] for i in range(count)])
-    save_image(image_grid(shown[:PREVIEW].split(8)), folder / "preview.png")
+    save_image(make_grid(images[:PREVIEW], nrow=8, pad_value=1), folder / "preview.png")
     manifest = {
         "format": FORMAT,
-        "samples": len(drawn.entries),
-        "left_out": len(recipe.prompts) - len(drawn.entries),
-        "shards": [{"name": p.name, "bytes": p.stat().st_size, "sha256": _sha256(p)} for p in paths],
+        "samples": len(source.samples),
+        "left_out": len(recipe.prompts) - len(source.samples),
+        "shards": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths],
         "teacher": {
             "path": checkpoint.path,
             "vae": checkpoint.fingerprint("vae"),
@@ -224,10 +226,10 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
             "unet": checkpoint.fingerprint("unet", "scheduler"),
         },
         "latents": list(z.shape[1:]),
-        "image": list(shown.shape[1:]),
-        "sampling": {"steps": recipe.steps, "guidance": recipe.guidance, "seed": recipe.seed, "batch": batch},
+        "image": list(images.shape[1:]),
+        "sampling": {"steps": recipe.steps, "guidance": recipe.guidance, "seed": recipe.seed, "batch_size": batch_size},
         "filter": {"score": recipe.score, "least": recipe.least, "tries": recipe.tries} if recipe.score else None,
-        "colours": colours(z, shown),
+        "colours": colours(z, images),
     }
     partial = folder / f".{MANIFEST}.partial"
     partial.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -235,27 +237,28 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
 
 
 def colours(z: Tensor, images: Tensor) -> list[list[float]]:
-    """The affine map [C+1][3] from a latent's channels (and 1) to its mean colour, by least squares, for previews."""
+    """The affine map [C+1][3] from a latent pixel's channels (and 1) to its mean colour, by least squares, for previews."""
     small = F.adaptive_avg_pool2d(images, (z.shape[-2], z.shape[-1])).permute(0, 2, 3, 1).flatten(0, 2).double()
     flat = z.permute(0, 2, 3, 1).flatten(0, 2).double()
     solution = torch.linalg.lstsq(torch.cat([flat, torch.ones_like(flat[:, :1])], 1), small, driver="gelsd").solution
     return [[round(v, 6) for v in row] for row in solution.tolist()]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def verify(folder: Path) -> None:
-    """Compare all shards with the manifest's checksums.
+    """Compare all shards with the checksums of the manifest.
 
     Raises:
         UserError: naming the first that differs.
     """
     for shard in json.loads((folder / MANIFEST).read_text())["shards"]:
-        if _sha256(folder / shard["name"]) != shard["sha256"]:
-            raise UserError(f"{folder / shard['name']}: not what it was when it was drawn; delete it and run the command again")
+        if sha256(folder / shard["name"]) != shard["sha256"]:
+            raise UserError(f"{folder / shard['name']}: checksum mismatch; delete the shard and run the command again")
+
+
+def sha256(path: Path) -> str:
+    # Of the bytes on the disk: `runs.digest.file_digest` takes them from its cache.
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

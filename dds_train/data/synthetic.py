@@ -1,4 +1,4 @@
-"""Source images that the teacher draws itself: training needs no pictures at all."""
+"""Source images sampled from the teacher: training needs no images of the user's."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,25 +11,26 @@ from dds_train.data.shards import MANIFEST, ShardSource
 from dds_train.data.source import Sample
 from dds_train.data.synthesis import recipe_for, synthesize
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.runs.digest import cache_folder
 
 PER_SHARD = 1024
 
 
 class SyntheticSource:
-    """Shards drawn on first use, kept in a cache folder named after everything they depend on.
+    """Shards that are sampled on first use and kept in a cache folder named after everything they depend on.
 
     Args:
-        pretrained: the teacher.
+        checkpoint: the teacher's.
         prompts: templates ("a photo of a {fur} cat" takes one of ``words["fur"]``), or a YAML file of them.
-        words: what fills the templates.
-        count: images.
-        guidance, steps: of the sampling.
+        words: words for the templates' placeholders.
+        count: number of images.
+        guidance, steps: of the sampler.
         batch_size: images at a time.
         seed: image i depends on (seed, i).
-        cache: folder for the results of all such calls; ~/.cache/dds_train if not given.
+        cache: folder for all such data sets; default: $DDS_CACHE or ~/.cache/dds_train.
 
     Raises:
-        UserError: for a template whose words are missing.
+        UserError: for a placeholder without words.
     """
 
     def __init__(
@@ -45,15 +46,16 @@ class SyntheticSource:
         cache: str | None,
     ) -> None:
         self.checkpoint, self.batch_size = checkpoint, batch_size
-        filled = fill_all(*read_prompts(prompts, words), count, seed)
-        self.recipe = recipe_for(checkpoint, filled, guidance=guidance, steps=steps, seed=seed, per_shard=PER_SHARD)
-        self.folder = Path(cache or "~/.cache/dds_train").expanduser() / "synthetic" / self.recipe.digest()[:16]
+        filled_prompts = fill_all(*read_prompts(prompts, words), count, seed)
+        self.recipe = recipe_for(checkpoint, filled_prompts, guidance=guidance, steps=steps, seed=seed, per_shard=PER_SHARD)
+        root = Path(cache).expanduser() if cache else cache_folder()
+        self.folder = root / "synthetic" / self.recipe.digest()[:16]
 
     def prepare(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.folder}.lock"):
             if not (self.folder / MANIFEST).exists():
-                synthesize(self.checkpoint, self.recipe, self.folder, batch=self.batch_size)
+                synthesize(self.checkpoint, self.recipe, self.folder, batch_size=self.batch_size)
 
     @property
     def captions(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A data source as Lightning wants it."""
+"""Data sources as a Lightning data module."""
 
 from typing import Any
 
@@ -7,14 +7,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from dds_train.data.batches import Augment, PositionedDataset, StatelessBatchSampler, hold_out, step_loader
 from dds_train.data.source import Sample
+from dds_train.errors import UserError
 
 
 class SourceData(pl.LightningDataModule):
-    """Batches of a source in an order that depends on (seed, step) alone; the first `held_out` images are for validation.
+    """Batches of a dataset in an order that depends on (seed, step) alone; the first `held_out` images are for validation.
 
     Args:
-        dataset: of a prepared source.
-        batch_size: of one rank.
+        dataset: that of a prepared source.
+        batch_size: images per step and rank.
+
+    Raises:
+        UserError: from training, if the data can no longer be read.
     """
 
     def __init__(
@@ -37,14 +41,19 @@ class SourceData(pl.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches
         batches = StatelessBatchSampler(
             size=self.size,
-            batch=self.batch_size,
+            batch_size=self.batch_size,
             first=self.trainer.global_step * accumulate,
             last=self.trainer.max_steps * accumulate,
             seed=self.seed,
             rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
+            world_size=self.trainer.world_size,
         )
         return step_loader(self._training, batches, self.workers)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if "failed" in batch:
+            raise UserError(batch["failed"])
+        return batch
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """All held-out images as one batch, the same on every rank."""
