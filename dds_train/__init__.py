@@ -8,7 +8,7 @@ __all__ = ["Translator"]
 def __getattr__(name: str) -> Any:
     # On demand: the command line must not load torch before it has looked at its arguments.
     if name == "Translator":
-        from dds_train.pipeline import Translator
+        from dds_train.translator.pipeline import Translator
 
         return Translator
     raise AttributeError(name)

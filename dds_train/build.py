@@ -206,5 +206,9 @@ def reason(error: InstantiationException) -> str:
 def save_config(cfg: DictConfig, output_dir: Path, unused: Sequence[str] = ()) -> None:
     """The configuration, resolved, beside the results; without the groups that the command does not use."""
     output_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(plain(cfg, unused)), output_dir / "config.yaml")
+
+
+def plain(cfg: DictConfig, unused: Sequence[str] = ()) -> dict[str, Any]:
     used = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
-    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(used, resolve=True)), output_dir / "config.yaml")
+    return OmegaConf.to_container(used, resolve=True)  # type: ignore[return-value]

@@ -10,7 +10,7 @@ import gradio as gr
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
 from dds_train.images.input_image import read_input_image
-from dds_train.pipeline import Translator
+from dds_train.translator.pipeline import Translator
 
 OWN_WORDS = "own words"
 # The page loads nothing from elsewhere: fonts are the visitor's own.
@@ -25,7 +25,7 @@ def build_page(translator: Translator, folder: Path, examples: Sequence[Path] = 
         examples: pictures to try, which must lie below `folder` or the current one: gradio shows no others.
         max_side: larger pictures are scaled down to it first.
     """
-    tasks = translator.card.tasks
+    tasks = translator.config.tasks
 
     def edit(file: str | None, task: str, words: str, strength: float) -> Any:
         """What slider, download and note show."""

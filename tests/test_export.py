@@ -74,7 +74,7 @@ def test_adapters_merge_into_a_plain_unet(translator: Translator) -> None:
 
 
 def test_a_diffusers_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:
-    export_diffusers(tmp_path / "folder", translator.network, translator.card, translator.parts)
+    export_diffusers(tmp_path / "folder", translator.network, translator.config, translator.checkpoint)
     code = f"""{ALONE}
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -99,7 +99,7 @@ except ValueError:
 @pytest.mark.slow
 @pytest.mark.parametrize("translator", ["lora"], indirect=True)  # the others are plain UNets from the start
 def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:
-    checked = export_onnx(tmp_path / "folder", translator.network, translator.card, translator.parts)
+    checked = export_onnx(tmp_path / "folder", translator.network, translator.config, translator.checkpoint)
     assert checked.difference < 0.1
     assert len({shape[0] for shape in checked.shapes}) > 1
     command = [
@@ -119,7 +119,7 @@ def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("translator", ["unet"], indirect=True)
 def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, picture: Path, tmp_path: Path) -> None:
-    export_translator(tmp_path / "translator", translator.network, translator.card)
+    export_translator(tmp_path / "translator", translator.network, translator.config)
     scores = {"PSNR": {"mean": "inf", "count": 3}, "gap closed": {"mean": 0.5, "count": 3}}
     metrics = {"methods": {"identity": scores, "dds": scores, "translator a": {"gap closed": {"mean": 0.71234}}}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))

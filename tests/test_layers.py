@@ -13,7 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "critters": set(),
     "images": {"runs"},
     "diffusion": {"distillation", "runs"},
-    "translator": {"distillation", "diffusion", "runs"},
+    "translator": {"distillation", "diffusion", "images", "runs"},
     "data": {"distillation", "diffusion", "translator", "images", "runs"},
     "methods": {"distillation", "diffusion", "translator", "images", "runs"},
     "evaluation": {"critters", "methods", "diffusion", "images", "runs"},
@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"runs", "diffusion", "translator", "evaluation", "images"},
     "cli": {"images", "data", "runs"},
 }
-ALLOWED["commands"] = {*ALLOWED, "build", "pipeline", "demo"}
+ALLOWED["commands"] = {*ALLOWED, "build", "demo"}
 
 
 def imported_rooms(file: Path) -> set[str]:

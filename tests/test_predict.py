@@ -145,7 +145,7 @@ def test_squares_must_fit_the_codec(exported: Path) -> None:
     translator = Translator.from_pretrained(exported, device="cpu")
     for tile, overlap in ((33, 8), (32, 32)):
         with pytest.raises(UserError, match="tile="):
-            Translator(translator.network, translator.card, translator.parts, tile, overlap)
+            Translator(translator.network, translator.config, translator.checkpoint, tile, overlap)
 
 
 # ---------------------------------------------------------------- the device is kept busy, within its memory

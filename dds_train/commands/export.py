@@ -19,8 +19,8 @@ from dds_train.images.files import save_image
 from dds_train.images.find import find_inputs
 from dds_train.images.grids import before_after_grid
 from dds_train.images.input_image import read_input_image
-from dds_train.pipeline import Translator
 from dds_train.translator import export_translator, load_translator, read_config
+from dds_train.translator.pipeline import Translator
 
 FORMATS = ("safetensors", "diffusers", "onnx")
 HOW = {
@@ -70,25 +70,25 @@ def check_format(name: str) -> None:
 
 def write(form: str, folder: Path, translator: Translator) -> str:
     """The folder's files; what was checked, in a sentence."""
-    parts = (folder, translator.network, translator.card)
+    parts = (folder, translator.network, translator.config)
     if form == "safetensors":
         export_translator(*parts)
         return ""
     if form == "diffusers":
         from dds_train.export.diffusers_folder import export_diffusers
 
-        export_diffusers(*parts, translator.parts)
+        export_diffusers(*parts, translator.checkpoint)
         return ""
     from dds_train.export.onnx_folder import export_onnx
 
-    checked = export_onnx(*parts, translator.parts)
+    checked = export_onnx(*parts, translator.checkpoint)
     shapes = " and ".join("x".join(map(str, shape)) for shape in checked.shapes)
     return f"onnxruntime differs from PyTorch by at most {checked.difference:.5f} of 255 levels, on pictures of {shapes}"
 
 
 def model_card(cfg: DictConfig, translator: Translator, examples: bool, notes: Sequence[str]) -> str:
     """README.md, with the metadata that a hub reads."""
-    card = translator.card
+    card = translator.config
     rows = "\n".join(f"| {name} | {t.source} | {t.target} | {t.instruction} |" for name, t in card.tasks.items())
     millions = sum(p.numel() for p in translator.network.plain_unet().parameters()) / 1e6
     picture = "\n![Inputs above, results below](examples.png)\n" if examples else ""

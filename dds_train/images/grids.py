@@ -1,7 +1,8 @@
 """Several images as one: grids, before and after, animations."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from diffusers.utils import export_to_gif, export_to_video
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from dds_train.images.files import from_pil, to_pil
+from dds_train.images.files import from_pil, read_image, save_image, to_pil
 from dds_train.runs.files import atomic_write
 
 
@@ -63,12 +64,18 @@ def labelled_grid(columns: Mapping[str, Sequence[Tensor]], rows: Sequence[str] =
     return from_pil(sheet)
 
 
-def before_after_grid(pairs: Sequence[tuple[Tensor, Tensor]], side: int = 256, limit: int = 64) -> Tensor:
-    """A before/after picture of up to `limit` pairs of any size, in blocks of 8 columns: inputs above results."""
-    shown = [(fit_into(before, side), fit_into(after, side)) for before, after in pairs[:limit]]
+def before_after_grid(pairs: Iterable[tuple[Tensor, Tensor]], side: int = 256, limit: int = 64) -> Tensor:
+    """One image of up to `limit` pairs of any size, in blocks of 8 columns: inputs above results."""
+    shown = [(fit_into(before, side), fit_into(after, side)) for before, after in islice(pairs, limit)]
     columns = min(8, len(shown))
     rows = []
     for start in range(0, len(shown), columns):
         befores, afters = zip(*shown[start : start + columns], strict=True)
         rows += [torch.stack(befores), torch.stack(afters)]
     return image_grid(rows)
+
+
+def save_before_after(pairs: Sequence[tuple[Path, Path]], path: Path) -> None:
+    """Save the `before_after_grid` of image files, if there are any."""
+    if pairs:
+        save_image(before_after_grid((read_image(before), read_image(after)) for before, after in pairs), path)

@@ -1,6 +1,13 @@
 """The network that is trained, and how it is saved and loaded."""
 
-from dds_train.translator.files import TranslatorConfig, export_translator, load_translator, read_config, read_weights
+from dds_train.translator.files import (
+    TranslatorConfig,
+    export_translator,
+    load_translator,
+    read_config,
+    read_weights,
+    weights_digest,
+)
 from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator, translate_latents
 from dds_train.translator.lora import LoRATranslator
 from dds_train.translator.task import Task, all_prompts, tasks_from
@@ -23,4 +30,5 @@ __all__ = [
     "read_weights",
     "tasks_from",
     "translate_latents",
+    "weights_digest",
 ]

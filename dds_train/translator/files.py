@@ -12,6 +12,7 @@ from torch import nn
 
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
+from dds_train.runs.digest import file_digest
 from dds_train.runs.files import atomic_write
 from dds_train.translator.kinds import make_translator
 from dds_train.translator.task import Task, tasks_from
@@ -109,6 +110,11 @@ def read_config(path: Path) -> TranslatorConfig:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The averaged weights of a training checkpoint, or those of an exported folder."""
     return _read(path)[1]
+
+
+def weights_digest(path: Path) -> str:
+    """The identity of the weights of an exported folder or a training checkpoint."""
+    return file_digest(path / WEIGHTS if path.is_dir() else path)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

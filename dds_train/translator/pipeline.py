@@ -1,0 +1,108 @@
+"""Inference with a trained translator: images in, images out.
+
+from dds_train import Translator
+
+translator = Translator.from_pretrained("outputs/cat2lion/translator")
+lion = translator("cat.jpg", strength=0.8)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.device import find_device
+from dds_train.errors import UserError
+from dds_train.images.files import from_pil, read_image, to_pil
+from dds_train.images.tiles import tiled
+from dds_train.translator.files import TranslatorConfig, load_translator, read_config
+from dds_train.translator.kinds import translate_latents
+
+
+class Translator:
+    """A translator network with the VAE and the text encoder of its teacher.
+
+    Args:
+        network: maps latents, prompt embeddings and strengths to latents; see `kinds.TranslatorNetwork`.
+        config: its tasks, among others.
+        checkpoint: the teacher; its denoiser is not loaded here.
+        tile: larger images are edited in overlapping squares of this many pixels, which bounds the memory.
+        overlap: pixels over which neighbouring squares are blended.
+
+    Raises:
+        UserError: if the teacher is not the one that the translator was trained with, or the tiles do not fit the VAE.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        config: TranslatorConfig,
+        checkpoint: DiffusionCheckpoint,
+        tile: int = 1024,
+        overlap: int = 128,
+    ) -> None:
+        self.network, self.config, self.checkpoint = network.to(checkpoint.device).eval(), config, checkpoint
+        self.autoencoder, self.text = checkpoint.autoencoder(), checkpoint.text_encoder()
+        self.tile, self.overlap = tile, overlap
+        self.multiple = self.autoencoder.factor * network.stride  # pixels, of the sides that the networks see
+        if (network.latent_channels, network.text_dim) != (self.autoencoder.channels, self.text.embed("").shape[-1]):
+            raise UserError(f"teacher.path={checkpoint.path} is not the teacher that this was trained with ({config.teacher})")
+        if tile % self.autoencoder.factor or not 0 <= overlap < tile:
+            raise UserError(f"tile={tile}: give a multiple of {self.autoencoder.factor}, larger than overlap={overlap}")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str = "auto", teacher: str | None = None) -> "Translator":
+        """Load an exported folder or a checkpoint of fit.
+
+        Args:
+            device: auto takes a GPU if there is one, and works in half precision there.
+            teacher: path or hub id of its VAE and text encoder, if not the one that it was trained with.
+
+        Raises:
+            UserError: for what is not there, is not a translator, or does not fit the teacher.
+        """
+        where = find_device(device)
+        dtype = torch.float16 if where.startswith("cuda") else torch.float32
+        checkpoint = DiffusionCheckpoint(teacher or read_config(Path(path)).teacher, where, dtype)
+        return cls(*load_translator(Path(path), checkpoint), checkpoint)
+
+    def __call__(
+        self,
+        image: Image.Image | str | Path | Tensor,
+        prompt: str | None = None,
+        strength: float = 1.0,
+        task: str | None = None,
+    ) -> Image.Image | Tensor:
+        """Edit one image: a file or a PIL image to a PIL image, pixels [3,H,W] in [-1,1] to pixels.
+
+        Args:
+            prompt: an instruction; by default that of `task`.
+            strength: 0 leaves the image as it is (up to the VAE), 1 is the full edit.
+            task: a name in `config.tasks`; not needed if there is only one.
+
+        Raises:
+            UserError: if the image cannot be read, the task is unknown, or the output is NaN or Inf.
+        """
+        if isinstance(image, Tensor):
+            pixels = image
+        else:
+            pixels = from_pil(image) if isinstance(image, Image.Image) else read_image(image)
+        edited = self.translate(pixels[None], prompt or self.config.choose(task).instruction, strength)[0]
+        if not edited.isfinite().all():
+            raise UserError("the translator's output is NaN or Inf; try another checkpoint, or float32")
+        return edited if isinstance(image, Tensor) else to_pil(edited)
+
+    def translate(self, images: Tensor, instruction: str, strength: float = 1.0) -> Tensor:
+        """Pixels [B,3,H,W] in [-1,1], of any size, to the same, on the CPU; NaN where the network's output is not finite."""
+        text = self.text.embed(instruction)
+
+        def edit(tile: Tensor) -> Tensor:
+            z = translate_latents(self.network, self.autoencoder.encode(tile, self.multiple), text, strength)
+            pixels = self.autoencoder.decode(z, (tile.shape[-2], tile.shape[-1]))
+            finite = z.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)  # decoding clamps infinities
+            return pixels.where(finite, torch.nan).cpu()
+
+        return tiled(edit, images, self.tile, self.overlap)
