@@ -141,7 +141,7 @@ def test_ctrl_c_and_kill_save_and_say_so(tiny: Callable[[str], Path], tmp_path: 
         printed, _ = process.communicate(timeout=60)
         assert process.returncode == code, printed
         last = tmp_path / number.name / "checkpoints" / "last.ckpt"
-        assert f"goes on from {number.name}/checkpoints/last.ckpt" in printed
+        assert f"resumes from {number.name}/checkpoints/last.ckpt" in printed
         assert torch.load(last, weights_only=True)["global_step"] > 0
         assert not (tmp_path / number.name / "translator").exists()
 

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_training import build, fit, trainer
+from test_training import build, fit, latents, trainer
 from torch import Tensor
 
 from dds_train.distillation import LOSSES
 from dds_train.distillation.inject import inject
 from dds_train.errors import UserError
-from dds_train.training.sentinels import SENTINELS, BadSamples, Sentinels
+from dds_train.training.data import SourceData
+from dds_train.training.sentinels import LEAST, SENTINELS, WINDOW, BadSamples, Sentinels
+from dds_train.translator import Task
 
 RANGES: dict[str, Any] = {"diversity": [0.5, 10], "copy": [0.02, 10], "contrast": [0.5, 1.6], "drift": [0, 1]}
 Z = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -36,13 +38,41 @@ def test_each_sentinel_fires_for_its_own_fault() -> None:
 
 def test_the_worst_task_counts() -> None:
     sentinels = Sentinels("warn", 1, 0, RANGES)
-    task = torch.tensor([0, 1] * 8)
     z_target = NUDGED.repeat_interleave(2, dim=0)
-    z_target[1::2] = z_target[1]  # the second task makes one picture of everything
-    sentinels.recent.append((Z, z_target, task))
-    value, worst = sentinels.measure(["good", "collapsed"])["diversity"]
+    z_target[1::2] = z_target[1]  # the second task has one output for all inputs
+    sentinels.collect(["good", "collapsed"], [0, 1] * 8, Z, z_target)
+    value, worst = sentinels.measure()["diversity"]
     assert worst == "collapsed"
     assert value < 1e-3
+
+
+def test_windows_hold_the_latest_edits_of_each_task_in_bounded_memory() -> None:
+    sentinels, names = Sentinels("warn", 1, 0, RANGES), ["often", "rarely"]
+    for number in range(1000):
+        z = torch.full((1, 4, 8, 8), float(number)).expand(16, -1, -1, -1).contiguous()
+        sentinels.collect(names, [int(number % 100 == 0)] * 16, z, z)
+    assert {task: len(window) for task, window in sentinels._windows.items()} == {"often": WINDOW // 2, "rarely": WINDOW // 2}
+    assert [int(pair[0].max()) for pair in sentinels._windows["rarely"]][-16:] == [900] * 16
+    stored = [z.untyped_storage().nbytes() for window in sentinels._windows.values() for pair in window for z in pair]
+    assert sum(stored) == 2 * WINDOW * 4 * 8 * 8 * 4
+    # However many tasks there are, each has edits enough to be measured.
+    many = Sentinels("warn", 1, 0, RANGES)
+    for task in list(range(1000)) * 5:
+        many.collect([str(number) for number in range(1000)], [task], Z[:1], NUDGED[:1])
+    assert len(many._windows["7"]) >= LEAST
+
+
+@pytest.mark.parametrize(("batch_size", "tasks_per_image"), [(1, 1), (1, 8), (3, 2)])
+def test_sentinels_fire_for_many_tasks_and_small_batches(
+    tiny: Callable[[str], Path], tmp_path: Path, batch_size: int, tasks_per_image: int
+) -> None:
+    tasks = {f"task {number}": Task("a cat", f"a lion {number}", f"a lion {number}") for number in range(8)}
+    module = build(tiny("epsilon"), tasks, tasks_per_image=tasks_per_image, optimizer=lambda p: torch.optim.AdamW(p, lr=0.0))
+    watch = Sentinels("stop", 1, 0, {"copy": [0.02, 10]})
+    data = SourceData(latents(), batch_size=batch_size, held_out=4, workers=0, seed=0)
+    steps = -(-LEAST * 8 // (batch_size * tasks_per_image))  # in which each task comes four times
+    with pytest.raises(UserError, match=r"stopped by a sentinel: step \d+, task task \d: copy is 0, outside \[0\.02, 10\]"):
+        trainer(tmp_path, steps, more=[watch], limit_val_batches=0).fit(module, datamodule=data)
 
 
 def collapsing(*arguments: Any) -> Any:

@@ -22,6 +22,7 @@ from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.distillation import LOSSES
 from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
+from dds_train.images.files import read_image, rounded
 from dds_train.training.callbacks import EMA, SampleGrid, Throughput
 from dds_train.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dds_train.training.data import SourceData
@@ -72,10 +73,15 @@ def build(folder: Path, tasks: dict[str, Task] = TASKS, **changes: Any) -> Disti
     return DistillationModule(**{**arguments, **changes})
 
 
-def trainer(folder: Path, max_steps: int, more: Sequence[pl.Callback] = (), **changes: Any) -> pl.Trainer:
+RAW_AND_AVERAGED = ("current_model_state", "state_dict")
+
+
+def trainer(
+    folder: Path, max_steps: int, more: Sequence[pl.Callback] = (), checkpoints: Checkpoints | None = None, **changes: Any
+) -> pl.Trainer:
     pictures = SampleGrid(4, folder / "pictures", lambda z: z[:, :3].clamp(-1, 1))
     finite = FiniteSteps(folder / "skipped.txt", patience=3)
-    checkpoints = Checkpoints(folder / "ckpt", every=3, keep=1)
+    checkpoints = checkpoints or Checkpoints(folder / "ckpt", every=3, keep=1)
     return pl.Trainer(
         max_steps=max_steps,
         max_epochs=1,
@@ -140,6 +146,49 @@ def test_checkpoints_hold_the_translator_alone(tiny: Callable[[str], Path], tmp_
     raw = saved["current_model_state"]
     assert any(not torch.equal(raw[name], saved["state_dict"][name]) for name in raw)
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["step-0000004.png", "step-0000005.png"]
+
+
+def test_a_prolonged_run_keeps_no_more_checkpoints_than_asked(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Also with another interval, which is no reason to forget the earlier ones, and fewer of them."""
+    last = tmp_path / "ckpt" / "last.ckpt"
+
+    def numbered() -> list[str]:
+        return sorted(path.name for path in last.parent.glob("step-*"))
+
+    fit(build(tiny("epsilon")), trainer(tmp_path, 7, checkpoints=Checkpoints(last.parent, every=2, keep=3)))
+    assert numbered() == ["step-0000004.ckpt", "step-0000006.ckpt", "step-0000007.ckpt"]
+    fit(build(tiny("epsilon")), trainer(tmp_path, 8, checkpoints=Checkpoints(last.parent, every=5, keep=2)), last)
+    assert numbered() == ["step-0000007.ckpt", "step-0000008.ckpt"]
+    fit(build(tiny("epsilon")), trainer(tmp_path, 9, checkpoints=Checkpoints(last.parent, every=5, keep=0)), last)
+    assert numbered() == []
+    assert torch.load(last, weights_only=True)["global_step"] == 9
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_previews_show_the_averaged_weights_and_change_nothing(
+    tiny: Callable[[str], Path], tmp_path: Path, position: int
+) -> None:
+    """Before or after `EMA` among the callbacks."""
+
+    def run(*previews: SampleGrid) -> tuple[DistillationModule, dict[str, Tensor], Tensor]:
+        module, running = build(tiny("epsilon")), trainer(tmp_path, 5)
+        running.callbacks = [c for c in running.callbacks if not isinstance(c, SampleGrid)]  # type: ignore[attr-defined]
+        running.callbacks[position:position] = previews  # type: ignore[attr-defined]
+        torch.manual_seed(0)
+        weights = fit(module, running)
+        return module, torch.load(tmp_path / "ckpt" / "last.ckpt", weights_only=True), weights | {"rng": torch.get_rng_state()}
+
+    grid = SampleGrid(2, tmp_path / "previews", lambda z: z[:, :3].clamp(-1, 1))
+    module, checkpoint, weights = run(grid)
+    _, plain_checkpoint, plain_weights = run()
+    assert sorted(path.stem for path in grid.folder.iterdir()) == ["step-0000002", "step-0000004", "step-0000005"]
+    for state, plain in ((weights, plain_weights), *((checkpoint[key], plain_checkpoint[key]) for key in RAW_AND_AVERAGED)):
+        assert all(torch.equal(state[name], plain[name]) for name in plain)
+    held_out = SourceData(latents(), batch_size=3, held_out=4, workers=0, seed=0).held_out
+    averaged = grid.preview(module, held_out)  # training ends with these weights
+    assert torch.equal(read_image(grid.folder / "step-0000005.png"), rounded(averaged))
+    module.load_state_dict(checkpoint["current_model_state"])
+    assert not torch.equal(rounded(grid.preview(module, held_out)), rounded(averaged))
 
 
 def test_the_teacher_is_untouched_and_the_translator_learns(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""What happens around the training step: averaging, pictures, throughput."""
+"""Callbacks around the training step: weight averaging, previews, throughput."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from dds_train.images.files import save_image
-from dds_train.images.grids import image_grid
 from dds_train.training.module import DistillationModule
 
 
 def warmed_ema(decay: float) -> Any:
-    """For torch's `AveragedModel`: an EMA whose decay is reached gradually, so that short runs forget their start too."""
+    """The averaging function of an EMA with warm-up, for torch's `AveragedModel`: short runs forget their start too."""
 
     def average(averaged: Any, current: Any, count: int | Tensor) -> None:
         warmed = min(decay, (1 + int(count)) / (10 + int(count)))
@@ -27,22 +28,33 @@ def warmed_ema(decay: float) -> Any:
 
 
 class EMA(WeightAveraging):
-    """Exponential moving average of the weights: what checkpoints hold as ``state_dict`` and what is exported."""
+    """Exponential moving average of the weights: the ``state_dict`` of checkpoints, and the weights that are exported."""
 
     def __init__(self, decay: float = 0.999) -> None:
         # One fused call for all tensors; the library's EMAWeightAveraging makes thousands of small ones.
         super().__init__(multi_avg_fn=warmed_ema(decay))
 
+    @contextlib.contextmanager
+    def averaged(self, module: pl.LightningModule) -> Iterator[None]:
+        """The averaged weights in `module`, for the block."""
+        self._swap_models(module)
+        try:
+            yield
+        finally:
+            self._swap_models(module)
+
 
 class SampleGrid(Callback):
-    """Every `every` steps, and at the end, a picture of fixed inputs that are not trained on and, below them, a row of edits
-    for each task.
+    """A preview every `every` training steps and after the last one: held-out images above a row of edits for each task.
+
+    The edits are those of the averaged weights, if there is an `EMA`. Training is not affected: weights and random state are
+    the same afterwards.
 
     Args:
-        every: steps between pictures.
-        folder: receives step-0000500.png and so on.
-        decode: latents [B,C,h,w] -> pixels [B,3,H,W] in [-1,1].
-        count: inputs at most.
+        every: training steps between previews.
+        folder: of step-0000500.png and so on.
+        decode: latents [B,C,h,w] -> images [B,3,H,W] in [-1,1].
+        count: number of images, at most.
     """
 
     def __init__(self, every: int, folder: Path, decode: Callable[[Tensor], Tensor], count: int = 8) -> None:
@@ -53,33 +65,41 @@ class SampleGrid(Callback):
     ) -> None:
         step = trainer.global_step
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches
-        if trainer.is_global_zero and not accumulating and (step % self.every == 0 or step == trainer.max_steps):
-            assert isinstance(pl_module, DistillationModule)
-            self.draw(trainer, pl_module)
-
-    @torch.no_grad()
-    def draw(self, trainer: pl.Trainer, module: DistillationModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        inputs = {name: value[: self.count] for name, value in data.held_out.items()}
-        z = module.encode(inputs)
-        latents = [z, *(module.translate(z, module.every_time(task, z)) for task in range(len(module.tasks.names)))]
-        picture = image_grid([self.decode(row).cpu() for row in latents])
-        save_image(picture, self.folder / f"step-{trainer.global_step:07d}.png")
+        if not trainer.is_global_zero or accumulating or (step % self.every and step != trainer.max_steps):
+            return
+        assert isinstance(pl_module, DistillationModule)
+        modes = {module: module.training for module in pl_module.modules()}
+        pl_module.eval()
+        with contextlib.ExitStack() as stack:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, EMA):
+                    callback.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)  # once a step, whoever is first
+                    stack.enter_context(callback.averaged(pl_module))
+            grid = self.preview(pl_module, trainer.datamodule.held_out)  # type: ignore[attr-defined]
+        for module, mode in modes.items():
+            module.training = mode
+        save_image(grid, self.folder / f"step-{step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [(picture + 1) / 2], step=trainer.global_step)
+                logger.log_image("samples", [(grid + 1) / 2], step=step)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", (picture + 1) / 2, trainer.global_step)
+                logger.experiment.add_image("samples", (grid + 1) / 2, step)
+
+    @torch.no_grad()
+    def preview(self, module: DistillationModule, held_out: dict[str, Any]) -> Tensor:
+        """The grid [3,H,W] in [-1,1]."""
+        z = module.encode({name: value[: self.count] for name, value in held_out.items()})
+        rows = [z, *(module.translate(z, module.every_time(task, z)) for task in range(len(module.tasks.names)))]
+        return make_grid(torch.cat([self.decode(row).cpu() for row in rows]), nrow=len(z), pad_value=1)
 
 
 class Throughput(Callback):
-    """Logs images per second, over all ranks, every `every` batches; the first `warmup` are left out. Once it is known, prints
-    it with the time that is left."""
+    """Images per second over all ranks, logged every `every` batches after `warmup`; printed once with the time left."""
 
     def __init__(self, every: int, warmup: int = 5) -> None:
         self.every, self.warmup = every, warmup
         self.images = self.since = 0.0
-        self.said = False
+        self.printed = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,11 +111,11 @@ class Throughput(Callback):
         if (batch_idx + 1) % self.every == 0:
             rate = self.images / (time.perf_counter() - self.since)
             pl_module.log("images/s", rate, prog_bar=True, rank_zero_only=True)
-            if not self.said and trainer.is_global_zero and rate:
+            if not self.printed and trainer.is_global_zero and rate:
                 per_step = len(batch["position"]) * trainer.world_size * trainer.accumulate_grad_batches
-                left = (trainer.max_steps - trainer.global_step) * per_step / rate
-                print(f"{rate:.0f} images/s, about {duration(left)} left", flush=True)
-                self.said = True
+                seconds = (trainer.max_steps - trainer.global_step) * per_step / rate
+                print(f"{rate:.0f} images/s, about {duration(seconds)} left", flush=True)
+                self.printed = True
             self.images, self.since = 0.0, time.perf_counter()
 
 

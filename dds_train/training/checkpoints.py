@@ -1,51 +1,56 @@
 """Checkpoints that survive a kill, a full disk, and impatience."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from dds_train.runs.files import atomic_write
+from dds_train.training.signals import StopRequest
 
 
-class Checkpoints(ModelCheckpoint):
-    """Every `every` steps and after the last one: last.ckpt, and the newest `keep` as step-0000500.ckpt."""
+class Checkpoints(Checkpoint):
+    """last.ckpt and step-0000500.ckpt, every `every` training steps and after the last one.
+
+    Args:
+        keep: number of step-*.ckpt on disk, the newest ones; those of earlier runs in `folder` count.
+    """
 
     def __init__(self, folder: Path, every: int, keep: int) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="step-{step:07d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            save_last=True,
-            save_top_k=keep,
-            monitor="step",
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,  # or the last one would wait for a validation that may not come
-        )
+        self.folder, self.every, self.keep = folder, every, keep
+        self._saved = 0  # at this step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == trainer.max_steps and self._every_n_train_steps:
-            self._every_n_train_steps = 1  # the last step counts, whatever it is a multiple of
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        step = trainer.global_step
+        if step == self._saved or (step % self.every and step < trainer.max_steps):
+            return
+        self._saved = step
+        if self.keep:
+            trainer.save_checkpoint(self.folder / f"step-{step:07d}.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        if trainer.is_global_zero:
+            oldest_first = sorted(self.folder.glob("step-*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path))
+            for path in oldest_first[: max(0, len(oldest_first) - self.keep)]:
+                path.unlink()
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt: the step at which `metric` was best; `mode` is "max" or "min"."""
+    """best.ckpt, the step with the best value of `metric`; `mode` is "max" or "min"."""
 
     def __init__(self, folder: Path, metric: str, mode: str) -> None:
         super().__init__(dirpath=folder, filename="best", monitor=metric, mode=mode, enable_version_counter=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear complete or not at all: a killed process leaves the previous one whole.
+    """Checkpoints that appear complete or not at all: a killed process leaves the previous one intact.
 
     Lightning's own writer goes through TMPDIR, and moving between file systems is not atomic.
     """
@@ -57,29 +62,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SaveOnSignal(Callback):
-    """SIGINT (Ctrl-C) or SIGTERM to any rank: finish the step, save last.ckpt, exit with 130 or 143.
+    """After SIGINT (Ctrl-C) or SIGTERM to any rank: finish the step, save last.ckpt, exit with 130 or 143.
+
+    A second signal ends the process at once.
 
     Args:
-        folder: receives last.ckpt.
-        every: steps between the ranks' agreements, with several of them.
+        folder: of last.ckpt.
+        every: training steps between the points at which several ranks agree to stop.
     """
 
     def __init__(self, folder: Path, every: int = 10) -> None:
         self.path, self.every = folder / "last.ckpt", every
-        self.received = 0
+        self._stop = StopRequest()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Here and not earlier: Lightning installs its own handlers when it starts.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        notice = "stopping after this step; a second signal ends at once, without a checkpoint"
+        self._stop.install(notice if trainer.is_global_zero else None)
 
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = number
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.uninstall()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop.uninstall()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        number = self.received
+        number = self._stop.received
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if trainer.world_size > 1:
@@ -89,5 +99,5 @@ class SaveOnSignal(Callback):
         if number:
             trainer.save_checkpoint(self.path)
             if trainer.is_global_zero:
-                print(f"\nstopped at step {trainer.global_step}; the same command goes on from {self.path}", flush=True)
+                print(f"\nstopped at step {trainer.global_step}; the same command resumes from {self.path}", flush=True)
             raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Numbers that change over training."""
+"""Schedules over training."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ramp:
-    """From `start` to `end` along half a cosine over the first `fraction` of training, `end` from then on.
+    """A half cosine from `start` to `end` over the first `fraction` of training, then constant.
 
     Raises:
         ValueError: if `fraction` is outside [0, 1].

@@ -1,4 +1,4 @@
-"""Watching for runs that go wrong while their losses look fine."""
+"""Detectors of failing runs whose losses look fine, of gradients that are not finite, and of bad samples."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,28 +13,29 @@ from torch import Tensor
 
 from dds_train.errors import UserError
 from dds_train.evaluation.metrics.diversity import diversity
+from dds_train.training.module import DistillationModule
 
 
 @dataclass(frozen=True)
 class Sentinel:
-    """A number that says how a translator's outputs relate to its inputs."""
+    """A statistic of a translator's inputs and outputs that leaves its range when training fails."""
 
     measure: Callable[[Tensor, Tensor], Tensor]  # z_source, z_target [B,C,h,w] each -> []
-    meaning: str  # of leaving its range, and what to do
+    meaning: str  # of a value outside the range, and the remedy
 
 
 def change(z_source: Tensor, z_target: Tensor) -> Tensor:
-    """rms of the change over that of the inputs' contrast."""
+    """RMS change of the latents over the standard deviation of the inputs."""
     return (z_target - z_source).square().mean().sqrt() / z_source.std()
 
 
 def contrast(z_source: Tensor, z_target: Tensor) -> Tensor:
-    """Contrast of the outputs (standard deviation within channels) over that of the inputs."""
+    """Contrast (standard deviation within channels) of the outputs over that of the inputs."""
     return _contrast(z_target) / _contrast(z_source)
 
 
 def drift(z_source: Tensor, z_target: Tensor) -> Tensor:
-    """How far the channels' means have moved, in standard deviations of the inputs: colour and brightness of all outputs."""
+    """RMS shift of the channel means, in standard deviations of the inputs: colour and brightness of all outputs."""
     return (z_target.mean((0, 2, 3)) - z_source.mean((0, 2, 3))).square().mean().sqrt() / z_source.std()
 
 
@@ -52,16 +53,20 @@ SENTINELS: dict[str, Sentinel] = {
 }
 
 
-class Sentinels(Callback):
-    """Measures the last steps' edits, separately for each task, every `every` steps once `after` of the training is done.
+WINDOW = 256  # edits over all tasks that statistics are taken of
+LEAST = 4  # edits of a task
 
-    Logs sentinel/NAME (the worst task's). Outside the range: a line that says what it means and, if told so, an end.
+
+class Sentinels(Callback):
+    """Statistics of the latest edits of each task, every `every` steps after the fraction `after` of training.
+
+    Logs sentinel/NAME, the value of the worst task. If it is out of range, prints what that means, or stops the run.
 
     Args:
         action: "warn" or "stop".
-        every: steps between looks.
-        after: share of the training; before it, outputs are still the inputs.
-        ranges: name -> [low, high] in which it should stay; null switches it off.
+        every: training steps between checks.
+        after: fraction of training before the first check, in which outputs are still close to the inputs.
+        ranges: name -> [low, high], or null to switch it off.
 
     Raises:
         UserError: from training, if a sentinel fires and `action` is "stop".
@@ -78,63 +83,69 @@ class Sentinels(Callback):
                 raise ValueError(f"sentinels.ranges.{name}={range_}: give [LOW,HIGH], or null for none")
         self.action, self.every, self.after = action, every, after
         self.ranges = {name: (float(range_[0]), float(range_[1])) for name, range_ in ranges.items() if range_ is not None}
-        self.fired: dict[str, str] = {}  # name -> what was said
-        # The last few batches, so that small ones say something about diversity.
-        self.recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=16)
+        self.fired: dict[str, str] = {}  # name -> its last message
+        self._windows: dict[str, deque[tuple[Tensor, Tensor]]] = {}  # task -> (z_source, z_target) [C,h,w] of its latest edits
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if "z_target" not in outputs:
-            return
-        self.recent.append((outputs["z_source"], outputs["z_target"], outputs["task"]))
+        assert isinstance(pl_module, DistillationModule)
+        names = pl_module.tasks.names
+        if "z_target" in outputs:
+            tasks = pl_module.tasks.pick(batch["position"], pl_module.tasks_per_image)
+            self.collect(names, tasks.tolist(), outputs["z_source"], outputs["z_target"])
         due = trainer.global_step % self.every == 0 and not (batch_idx + 1) % trainer.accumulate_grad_batches
         if not due or trainer.global_step < self.after * trainer.max_steps:
             return
-        worst = self.measure(list(pl_module.tasks.names))  # type: ignore[union-attr,arg-type]
-        for name, (value, task) in worst.items():
-            pl_module.log(f"sentinel/{name}", value, rank_zero_only=True)
-            # A lone rank's opinion must not stop it alone: all take the mean.
-            agreed = float(trainer.strategy.reduce(torch.tensor(value, device=pl_module.device), reduce_op="mean"))
-            low, high = self.ranges[name]
-            if not low <= agreed <= high:
-                self._fire(trainer, name, task, agreed)
-
-    def measure(self, names: list[str]) -> dict[str, tuple[float, str]]:
-        """Sentinel -> (the value farthest out of its range among the tasks, that task)."""
-        tasks = torch.cat([task for _, _, task in self.recent])
-        targets = torch.cat([z for _, z, _ in self.recent])
-        sources = torch.cat([z.repeat_interleave(len(y) // len(z), dim=0) for z, y, _ in self.recent])
-        worst: dict[str, tuple[float, str]] = {}
+        worst = self.measure()
         for name, (low, high) in self.ranges.items():
-            found = []
-            for index, task in enumerate(names):
-                of_task = tasks == index
-                if int(of_task.sum()) >= 4:
-                    value = SENTINELS[name].measure(sources[of_task], targets[of_task]).item()
-                    found.append((min(value - low, high - value), value, task))
-            if found:
-                _, value, task = min(found)
-                worst[name] = (value, task)
+            # One rank must not stop alone: all take the mean over the ranks with enough edits.
+            value, task = worst.get(name, (0.0, names[0]))
+            local = torch.tensor([value, float(name in worst)], device=pl_module.device)
+            total, count = trainer.strategy.reduce(local, reduce_op="sum").tolist()
+            if not count:
+                continue
+            pl_module.log(f"sentinel/{name}", total / count, rank_zero_only=True)
+            if not low <= total / count <= high:
+                self._fire(trainer, name, task, total / count)
+
+    def collect(self, names: Sequence[str], tasks: Sequence[int], z_source: Tensor, z_target: Tensor) -> None:
+        """Add edits z_target [B*M,C,h,w] of z_source [B,C,h,w], of tasks [B*M], to the windows of their tasks."""
+        edits = len(z_target) // len(z_source)
+        for number, task in enumerate(tasks):
+            window = self._windows.setdefault(names[task], deque(maxlen=max(2 * LEAST, WINDOW // len(names))))
+            window.append((z_source[number // edits].clone(), z_target[number].clone()))
+
+    def measure(self) -> dict[str, tuple[float, str]]:
+        """Sentinel -> (the value farthest out of its range among the tasks with enough edits, that task)."""
+        edits = {
+            task: [torch.stack(latents) for latents in zip(*window, strict=True)]
+            for task, window in self._windows.items()
+            if len(window) >= LEAST
+        }
+        worst: dict[str, tuple[float, str]] = {}
+        for name, (low, high) in self.ranges.items() if edits else ():
+            values = {task: SENTINELS[name].measure(*latents).item() for task, latents in edits.items()}
+            task = min(values, key=lambda task: min(values[task] - low, high - values[task]))
+            worst[name] = values[task], task
         return worst
 
     def _fire(self, trainer: pl.Trainer, name: str, task: str, value: float) -> None:
         low, high = self.ranges[name]
-        line = f"step {trainer.global_step}, task {task}: {name} is {value:.3g}, outside [{low:g}, {high:g}]: "
-        line += SENTINELS[name].meaning
+        message = f"step {trainer.global_step}, task {task}: {name} is {value:.3g}, outside [{low:g}, {high:g}]: "
+        message += SENTINELS[name].meaning
         first = name not in self.fired
-        self.fired[name] = line
+        self.fired[name] = message
         if self.action == "stop":
-            raise UserError(f"stopped by a sentinel: {line}")
+            raise UserError(f"stopped by a sentinel: {message}")
         if first and trainer.is_global_zero:
-            print(f"\nsentinel: {line}", flush=True)
+            print(f"\nsentinel: {message}", flush=True)
 
 
 class FiniteSteps(Callback):
-    """A step whose gradient is not finite changes nothing; after `patience` of them in a row the run stops.
+    """Skips steps whose gradient is not finite, records them in `path`, and stops the run after `patience` of them in a row.
 
-    Decided on the gradients that all ranks share, so that all decide alike. Counted, and written to `path` with the
-    positions of the images.
+    All ranks decide alike, by the gradients that they share.
 
     Raises:
         UserError: from training, after `patience` such steps in a row.
@@ -173,7 +184,7 @@ class FiniteSteps(Callback):
 
 
 class BadSamples(Callback):
-    """Names every sample that could not be used in `path`; above `limit`, a share of the data set, the run stops.
+    """Records every bad sample in `path`, and stops the run if they are more than a fraction `limit` of the data set.
 
     Raises:
         UserError: from training, if there are more.
@@ -184,15 +195,15 @@ class BadSamples(Callback):
         self.seen: set[str] = set()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._note(trainer, trainer.datamodule.held_out["bad"])  # type: ignore[attr-defined]
+        self._record(trainer, trainer.datamodule.held_out["bad"])  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch["bad"]:
-            self._note(trainer, batch["bad"])
+            self._record(trainer, batch["bad"])
 
-    def _note(self, trainer: pl.Trainer, reasons: list[str]) -> None:
+    def _record(self, trainer: pl.Trainer, reasons: list[str]) -> None:
         new = [reason for reason in dict.fromkeys(reasons) if reason not in self.seen]
         self.seen.update(new)
         if new:
@@ -203,6 +214,6 @@ class BadSamples(Callback):
         size = trainer.datamodule.size  # type: ignore[attr-defined]
         if len(self.seen) > self.limit * size:
             raise UserError(
-                f"data: {len(self.seen)} of {size} samples cannot be used, more than max_bad_fraction={self.limit:g} of them; "
+                f"data: {len(self.seen)} of {size} samples cannot be read, more than max_bad_fraction={self.limit:g}; "
                 f"see {self.path} (the last: {reasons[-1]})"
             )
