@@ -63,8 +63,8 @@ def cat(tmp_path: Path) -> str:
         ("optimize", [*GIVEN, f"image={__file__}", "mask=/nowhere"], "mask=/nowhere: no such file or folder"),
         ("optimize", [*GIVEN, f"image={__file__}", "trajectory=gif"], "expected a list, such as [strip]"),
         ("optimize", [*GIVEN, f"image={__file__}", "feather=-1"], "feather=-1: must be at least 0"),
-        ("compare", ["methods=[dds]", "ckpt=[/nowhere]"], "ckpt=/nowhere: no such file"),
-        ("compare", ["image=/nowhere"], "image=/nowhere: no such file"),
+        ("evaluate", ["methods=[dds]", "ckpt=[/nowhere]"], "ckpt=/nowhere: no such file"),
+        ("evaluate", ["image=/nowhere"], "image=/nowhere: no such file"),
         ("predict", ["ckpt=/nowhere"], "needs image=..."),
     ],
 )
@@ -109,7 +109,7 @@ def test_every_choice_of_every_group_composes(tmp_path: Path) -> None:
         if file.stem in ("folder", "shards"):
             (tmp_path / "one.tar").touch()
             overrides.append(f"data.path={tmp_path if file.stem == 'shards' else 'data/examples'}")
-        check("compare" if group == "method" else "fit", overrides)
+        check("evaluate" if group == "method" else "fit", overrides)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""optimize, compare and export, as a user types them."""
+"""optimize and export, as a user types them."""
 
 import json
 import sqlite3
@@ -64,28 +64,19 @@ def test_a_list_of_edits(tiny: Callable[[str], Path], folder: Path, loss: str) -
     assert found.any()
     assert not found.all()
 
-    # Edits that are done are skipped; a result that changed is made again, with the same pixels.
+    # Done is done; what is not, or was asked for otherwise, is made, and the same seed makes the same pixels.
     made = {name: (out / f"{name}.png").stat().st_mtime_ns for name in names}
-    results = {name: pixels(out / f"{name}.png") for name in names}
-    (out / "1-a-dog.png").write_bytes(b"")
+    pictures = {name: pixels(out / f"{name}.png") for name in names}
+    (out / "1-a-dog.json").unlink()
     assert "3 of 4 edits are in out already" in run(*command, cwd=folder)
     again = {name: (out / f"{name}.png").stat().st_mtime_ns for name in names}
     assert [name for name in names if made[name] != again[name]] == ["1-a-dog"]
-    difference = np.abs(pixels(out / "1-a-dog.png").astype(int) - results["1-a-dog"])
-    assert difference.max() <= 1  # alone now, and not beside another: rounding
+    alike = np.abs(pixels(out / "1-a-dog.png").astype(int) - pictures["1-a-dog"])
+    assert alike.max() <= 1  # alone now, and not beside another: rounding
     assert "4 edits in other" in run(*command[:-1], "output_dir=other", cwd=folder)
     for name in names:
-        assert np.array_equal(pixels(folder / "other" / f"{name}.png"), results[name])
-    assert "steps=4 (now 5)" in run(*command, "steps=5", cwd=folder, code=2)
-
-
-def test_diverged_edits_are_named_and_leave_nothing(tiny: Callable[[str], Path], folder: Path) -> None:
-    command = ("optimize", "image=0.png", *PROMPTS, f"teacher.path={tiny('epsilon')}", "steps=3", "output_dir=out")
-    printed = run(*command, "lr=1e38", cwd=folder, code=2)
-    assert "1 of 1 edits diverged (NaN or Inf): 0.png; lower lr=1e+38" in printed
-    assert "Traceback" not in printed
-    assert not (folder / "out" / "0.png").exists()
-    assert "1 edit in out" in run(*command, "lr=0.05", cwd=folder)
+        assert np.array_equal(pixels(folder / "other" / f"{name}.png"), pictures[name])
+    assert "3 of 4" not in run(*command, "steps=5", cwd=folder)
 
 
 def test_a_cached_source_branch_changes_nothing(tiny: Callable[[str], Path], folder: Path) -> None:
@@ -112,28 +103,6 @@ def test_an_edit_that_rests_stops_early(tiny: Callable[[str], Path], folder: Pat
         "optimize", "image=0.png", *PROMPTS, f"teacher.path={tiny('epsilon')}", "steps=60", *still, "output_dir=out", cwd=folder
     )
     assert json.loads((folder / "out" / "0.json").read_text())["result"]["steps"] < 20
-
-
-def test_compare_critters(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    mine = ("method.mine.loss=pds", "method.mine.lr=0.5", "method.mine.options.stride=3")
-    printed = run("compare", "critters.count=4", "steps=3", "batch_size=3", *mine, "output_dir=out", cwd=tmp_path)
-    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert scores["identity"]["gap_closed"] == pytest.approx(0)
-    assert scores["vae_reconstruction"]["gap_closed"] > 0.9
-    assert {"sdedit", "ddim_inversion", "sds", "dds", "mine"} < set(scores)
-    assert (tmp_path / "out" / "table.md").read_text() in printed
-    sheet = Image.open(tmp_path / "out" / "picture.png")
-    assert sheet.width > (len(scores) + 2) * 90
-    few = run("compare", "critters.count=2", "steps=2", "methods=[dds]", "output_dir=few", cwd=tmp_path)
-    assert "sds" not in few
-
-
-def test_compare_pictures(tiny: Callable[[str], Path], folder: Path) -> None:
-    teacher = (f"teacher.path={tiny('v_prediction')}", "method=family", "steps=2")
-    run("compare", "image=[0.png,2.png]", *PROMPTS, *teacher, "output_dir=out", cwd=folder)
-    scores = json.loads((folder / "out" / "scores.json").read_text())
-    assert scores["identity"]["PSNR to input"] == float("inf")
-    assert {"sds", "dds", "pds", "nfsd", "csd", "bridge", "ssd", "lusd", "cds", "ids"} < set(scores)
 
 
 def test_export(tiny: Callable[[str], Path], tmp_path: Path) -> None:

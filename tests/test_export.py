@@ -121,7 +121,8 @@ def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_pa
 def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, picture: Path, tmp_path: Path) -> None:
     export_translator(tmp_path / "translator", translator.network, translator.config)
     scores = {"PSNR": {"mean": "inf", "count": 3}, "gap closed": {"mean": 0.5, "count": 3}}
-    metrics = {"methods": {"identity": scores, "dds": scores, "translator a": {"gap closed": {"mean": 0.71234}}}}
+    methods = {"identity": scores, "dds": scores, "translator a": {"gap closed": {"mean": 0.71234}}}
+    metrics = {"methods": methods, "metrics": {"gap closed": {}, "PSNR": {}}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     command = [sys.executable, "-m", "dds_train", "export", "ckpt=translator", "push=me/lions", "output_dir=out"]
     command += ["examples=cat.png", "metrics=metrics.json"]
@@ -143,7 +144,7 @@ def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, pict
     assert {name: (tmp_path / "out" / name).read_bytes() for name in uploaded} == uploaded
     assert set(uploaded) == {"README.md", "config.json", "translator.safetensors", "examples.png"}
     card = uploaded["README.md"].decode()
-    assert "| nothing | 0.500 | ∞ |" in card
+    assert "| identity | 0.500 | ∞ |" in card
     assert "| translator a | 0.712 |  |" in card
     assert "| dds |" not in card
     assert card.startswith("---\nlibrary_name: dds_train")

@@ -5,7 +5,7 @@ import torch
 
 from dds_train import Translator
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.evaluation.cost import cost
+from dds_train.evaluation.metrics.cost import cost
 from dds_train.methods.optimize import optimize_latent
 from dds_train.translator import Task, TranslatorConfig, UNetTranslator
 

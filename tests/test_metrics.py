@@ -1,7 +1,9 @@
-"""Each metric against a computation of its own: written out, by hand, or by another library's parts."""
+"""Each metric against an independent computation: written out, by hand, or by parts of another library."""
 
 import math
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +17,188 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
+from dds_train.critters.dataset import to_tensor
+from dds_train.critters.scores import score_edit
+from dds_train.critters.world import critter
 from dds_train.errors import UserError
-from dds_train.evaluation.metrics.clip import Clip
-from dds_train.evaluation.metrics.distribution import Inception, clean_resize, frechet_distance, kernel_distance
-from dds_train.evaluation.metrics.perceptual import Lpips, Structure
-from dds_train.evaluation.metrics.pixels import mse, outside, psnr, ssim
-from dds_train.evaluation.metrics.scores import EvaluationItem, clip_scores
+from dds_train.evaluation.evaluate import measure
+from dds_train.evaluation.items import EvaluationItem, ItemImages, critter_items
+from dds_train.evaluation.metrics.background_psnr import BACKGROUND_PSNR
+from dds_train.evaluation.metrics.clip import Clip, clip_metrics
+from dds_train.evaluation.metrics.cost import DIVERGED, cost
+from dds_train.evaluation.metrics.diversity import DIVERSITY, diversity
+from dds_train.evaluation.metrics.edit_accuracy import EDIT_ACCURACY
+from dds_train.evaluation.metrics.fid import frechet_distance
+from dds_train.evaluation.metrics.full_reference import outside
+from dds_train.evaluation.metrics.inception import Inception, clean_resize
+from dds_train.evaluation.metrics.kid import kernel_distance
+from dds_train.evaluation.metrics.lpips import Lpips
+from dds_train.evaluation.metrics.metric import Batch, ResultSet
+from dds_train.evaluation.metrics.mse import mse
+from dds_train.evaluation.metrics.psnr import psnr
+from dds_train.evaluation.metrics.registry import MetricOptions, build_metrics, load_networks
+from dds_train.evaluation.metrics.ssim import ssim
+from dds_train.evaluation.metrics.structure import Structure
 from dds_train.images.files import to_pil
 
 
-def pictures(seed: int, count: int = 2, size: tuple[int, int] = (40, 33)) -> Tensor:
+def images(seed: int, count: int = 2, size: tuple[int, int] = (40, 33)) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 6, 5, generator=rng) * 2 - 1
     return F.interpolate(coarse, size, mode="bilinear") * 0.9 + 0.1 * (torch.rand(count, 3, *size, generator=rng) * 2 - 1)
+
+
+def item(image: Tensor, mask: Tensor | None = None, truth: Tensor | None = None, **more: Any) -> EvaluationItem:
+    height, width = image.shape[-2:]
+    load = partial(ItemImages, image, mask, truth)
+    more = {"name": "a", "source": "", "target": "", "has_mask": mask is not None, "has_truth": truth is not None, **more}
+    return EvaluationItem(size=(height, width), load=load, **more)
+
+
+def batch(items: list[EvaluationItem], outputs: Tensor) -> Batch:
+    return Batch(items, [one.load() for one in items], outputs)
+
+
+def measured(one: EvaluationItem, output: Tensor) -> dict[str, float]:
+    """By all metrics that apply and need no network."""
+    (row,) = measure(build_metrics(MetricOptions()), batch([one], output))
+    return row
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def test_every_metric_has_one_name_one_meaning_and_a_way_to_be_measured() -> None:
+    options = MetricOptions(lpips_nets=["squeeze", "alex"], clip="a", structure="b", references=[Path("a"), Path("b")])
+    metrics = build_metrics(options)
+    assert len({metric.name for metric in metrics}) == len(metrics)
+    for metric in metrics:
+        assert metric.meaning
+        assert metric.direction in (-1, 0, 1)
+        assert metric.per_image or metric.per_set
+    needs = {metric.name for metric in metrics if metric.network}
+    assert {name.split()[0] for name in needs} == {"LPIPS", "structure", "CLIP", "FID", "KID"}
+
+
+def test_metrics_without_their_weights_are_unavailable_with_a_remedy(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "none")
+    options = MetricOptions("cpu", ["vgg", "none"], nowhere, nowhere, nowhere, [tmp_path, tmp_path], nowhere)
+    available, unavailable = load_networks(build_metrics(options))
+    assert all(metric.network is None for metric in available)
+    remedies = {name: one.remedy for one in unavailable for name in one.metrics}
+    assert {"LPIPS vgg", "LPIPS none outside", "structure", "CLIP target", "CLIP direction", "FID", "KID"} < set(remedies)
+    assert "take squeeze, alex, vgg" in remedies["LPIPS none"]
+    assert "give lpips.hub_dir=FOLDER" in remedies["LPIPS vgg"]
+    assert "give structure.model=FOLDER" in remedies["structure"]
+    assert "give clip.model=FOLDER" in remedies["CLIP target"]
+    assert "give fid=FILE" in remedies["FID"]
+    assert len(unavailable) == 5  # by network
+
+
+def test_metrics_of_a_batch_are_those_of_each_image() -> None:
+    rng = torch.Generator().manual_seed(0)
+    inputs, outputs = (torch.rand(3, 3, 24, 20, generator=rng) * 2 - 1 for _ in range(2))
+    masks = (torch.rand(3, 1, 24, 20, generator=rng) > 0.5).float()
+    masks[1] = 1
+    items = [item(inputs[i : i + 1], masks[i : i + 1], -inputs[i : i + 1]) for i in range(3)]
+    items[2] = item(inputs[2:])  # neither mask nor ground truth
+    together = measure(build_metrics(MetricOptions()), batch(items, outputs))
+    for i in range(3):
+        alone = measured(items[i], outputs[i : i + 1])
+        assert alone.keys() == together[i].keys()
+        for name, value in alone.items():
+            assert value == pytest.approx(together[i][name], nan_ok=True), name
+            assert math.isnan(value) == (name in ("s / image", "peak MiB") or (name.endswith("outside") and i == 1)), name
+    assert "PSNR outside" not in together[2]
+
+
+def test_values_of_outputs_that_diverged_are_nan() -> None:
+    inputs, outputs = torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
+    outputs[1, 0, 0, 0] = math.inf
+    finite, lost = measure(build_metrics(MetricOptions()), batch([item(inputs[:1]), item(inputs[1:])], outputs))
+    assert (finite[DIVERGED.name], lost[DIVERGED.name]) == (0, 1)
+    assert finite["PSNR"] == pytest.approx(-10 * math.log10(0.25))
+    assert all(math.isnan(value) for name, value in lost.items() if name != DIVERGED.name)
+
+
+# ---------------------------------------------------------------- ground truth
+
+
+def test_gap_closed_and_psnr_to_the_ground_truth() -> None:
+    image, truth = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.8)
+    half = measured(item(image, truth=truth), truth / 2)
+    assert half["gap closed"] == pytest.approx(0.75)  # half of the way is a quarter of the squared error
+    assert half["PSNR to ground truth"] == pytest.approx(-20 * math.log10(0.2), abs=1e-4)
+    assert "edit accuracy" not in half
+    assert math.isnan(measured(item(image, truth=image), truth)["gap closed"])  # no gap
+
+
+@pytest.mark.parametrize(
+    ("before", "edit"), [({"glasses": False}, {"glasses": True}), ({"species": "cat"}, {"species": "lion"})]
+)
+def test_metrics_of_critters_are_those_of_score_edit(before: dict[str, Any], edit: dict[str, Any]) -> None:
+    """For each image, and pooled for the set where `score_edit` pools."""
+    items = critter_items(3, before, edit, "a", "b")
+    sources = [one.critter for one in items if one.critter]
+    truths = torch.cat([images.truth for one in items if (images := one.load()).truth is not None])
+    noise = torch.tensor([0.0, 0.05, 0.2]).view(3, 1, 1, 1) * torch.randn(
+        truths.shape, generator=torch.Generator().manual_seed(0)
+    )
+    outputs = (truths + noise).clamp(-1, 1)
+    rows = measure(build_metrics(MetricOptions()), batch(items, outputs))
+    expected = score_edit(outputs, sources, edit)
+    for name, field in (("gap closed", "gap_closed"), ("edit accuracy", "edit_accuracy"), ("fur", "fur")):
+        assert np.mean([row[name] for row in rows]) == pytest.approx(getattr(expected, field), abs=1e-12)
+    assert ("species" in rows[0]) == ("species" not in edit)
+    values = {BACKGROUND_PSNR.name: [row[BACKGROUND_PSNR.name] for row in rows]}
+    assert values[BACKGROUND_PSNR.name][0] == math.inf
+    assert BACKGROUND_PSNR.per_set
+    assert BACKGROUND_PSNR.per_set(ResultSet(items, lambda: outputs, values)) == pytest.approx(expected.background_psnr)
+
+
+def test_doing_nothing_has_no_edit_accuracy() -> None:
+    """Whatever is edited: glasses of cats that stay cats, too."""
+    for edit in ({"glasses": True}, {"species": "lion"}, {"fur": "blue", "hat": True}):
+        before = {"species": "cat", "fur": "gray", "glasses": False, "hat": False}
+        (one,) = critter_items(1, before, edit, "a", "b")
+        assert measured(one, one.load().image)[EDIT_ACCURACY.name] == 0
+        assert measured(one, to_tensor(critter(20_000_000, **before).replaced(**edit))[None])[EDIT_ACCURACY.name] == 1
+
+
+# ---------------------------------------------------------------- cost, diversity
+
+
+def test_cost_is_time_and_peak_memory() -> None:
+    def work() -> str:
+        time.sleep(0.05)
+        return "done"
+
+    result, seconds, before = cost(work, "cpu")
+    _, _, more = cost(lambda: np.ones(2**24).sum(), "cpu")  # 128 MiB
+    _, _, after = cost(work, "cpu")
+    assert result == "done"
+    assert 0.05 <= seconds < 1
+    if not math.isnan(more):
+        assert 100 < more - before < 300
+        assert after < more - 50  # the peak is that of this work alone
+
+
+def test_diversity_is_a_ratio_of_spreads() -> None:
+    inputs = torch.tensor([-1.0, 0, 1]).view(3, 1, 1, 1).expand(3, 2, 4, 4)
+    assert diversity(inputs, 0.25 * inputs + 5).item() == pytest.approx(0.25)
+    assert diversity(inputs, inputs[:1].expand(3, -1, -1, -1)) == 0
+    items = [item(one[None]) for one in inputs]
+    assert DIVERSITY.per_set
+    assert DIVERSITY.per_set(ResultSet(items, lambda: 0.5 * inputs, {})) == pytest.approx(0.5)
+    assert math.isnan(DIVERSITY.per_set(ResultSet([*items, item(torch.zeros(1, 2, 8, 8))], lambda: inputs, {})))
+    assert math.isnan(DIVERSITY.per_set(ResultSet(items[:1], lambda: inputs[:1], {})))
 
 
 # ---------------------------------------------------------------- pixels
 
 
 def test_errors_of_a_known_size() -> None:
-    a = pictures(0)
+    a = images(0)
     b = a + 2 * torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)  # in [0,1]: 0.1 and 0.01
     torch.testing.assert_close(mse(a, b), torch.tensor([1e-2, 1e-4], dtype=torch.float64), rtol=1e-3, atol=0)
     torch.testing.assert_close(psnr(a, b), torch.tensor([20.0, 40.0], dtype=torch.float64), rtol=1e-3, atol=0)
@@ -42,7 +206,7 @@ def test_errors_of_a_known_size() -> None:
 
 
 def ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang et al., for one channel; windows over the edge see the picture mirrored."""
+    """Wang et al., for one channel; images mirrored at their edges."""
     a, b = (np.pad(x, 5, mode="reflect") for x in (a, b))
     x = np.arange(11) - 5.0
     g = np.exp(-(x**2) / (2 * 1.5**2))
@@ -61,7 +225,7 @@ def ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_structural_similarity_by_hand() -> None:
-    a, b = pictures(0, 1, (21, 18)), pictures(1, 1, (21, 18))
+    a, b = images(0, 1, (21, 18)), images(1, 1, (21, 18))
     by_hand = np.mean([ssim_by_hand(a[0, c].numpy() / 2 + 0.5, b[0, c].numpy() / 2 + 0.5) for c in range(3)])
     assert ssim(a, b).item() == pytest.approx(by_hand, abs=1e-5)  # float32
     torch.testing.assert_close(ssim(a, a), torch.ones(1, dtype=torch.float64))
@@ -69,7 +233,7 @@ def test_structural_similarity_by_hand() -> None:
 
 
 def test_the_background_alone_counts_outside_a_mask() -> None:
-    a, b = pictures(0), pictures(0)
+    a, b = images(0), images(0)
     mask = torch.zeros(2, 1, 40, 33)
     mask[:, :, 5:20, 5:20] = 1
     b = torch.where(mask > 0, -b, b)
@@ -102,7 +266,7 @@ def test_lpips_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
                     found.append(x)
         return found
 
-    a, b = pictures(0, 2, (64, 64)), pictures(1, 2, (64, 64))
+    a, b = images(0, 2, (64, 64)), images(1, 2, (64, 64))
     expected = torch.zeros(2)
     for p, q, head in zip(layers(a), layers(b), heads, strict=True):
         p, q = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-8) for x in (p, q))
@@ -118,7 +282,7 @@ def test_lpips_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPa
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", no_network)
-    with pytest.raises(UserError, match=r"LPIPS \(squeeze\): .*squeezenet1_1"):
+    with pytest.raises(UserError, match=r"lpips.nets=squeeze: .*squeezenet1_1"):
         Lpips("squeeze")
 
 
@@ -146,7 +310,7 @@ def test_structure_distance_by_hand(tmp_path: Path) -> None:
             entering = model(pixels, output_hidden_states=True).hidden_states[-2]
             return norm(entering) @ weight.T + bias
 
-    a, b = pictures(0, 1, (32, 32)).clamp(-1, 1), pictures(1, 1, (32, 32)).clamp(-1, 1)
+    a, b = images(0, 1, (32, 32)).clamp(-1, 1), images(1, 1, (32, 32)).clamp(-1, 1)
     maps = []
     for image in (a, b):
         found = keys(image)[0]
@@ -154,7 +318,7 @@ def test_structure_distance_by_hand(tmp_path: Path) -> None:
     assert maps[0].shape == (17, 17)  # 16 patches and the class token
     assert structure(a, b).item() == pytest.approx((maps[0] - maps[1]).square().mean().item(), rel=1e-3)
     assert structure(a, a).item() == 0
-    with pytest.raises(UserError, match="structure distance"):
+    with pytest.raises(UserError, match=r"structure\.model="):
         Structure(str(tmp_path / "none"))
 
 
@@ -193,28 +357,30 @@ def test_clip_is_that_of_transformers(clip_folder: Path) -> None:
     torch.testing.assert_close(clip.direction(before, after, source, target).float(), moved, atol=1e-3, rtol=1e-3)
     assert clip.direction(before, before, source, target).isnan().all()
     assert clip.images(torch.zeros(1, 3, 40, 64)).shape == (1, 16)
-    with pytest.raises(UserError, match="CLIP model nowhere"):
+    with pytest.raises(UserError, match=r"clip\.model=nowhere"):
         Clip("nowhere")
 
 
-def test_scores_by_clip(clip_folder: Path) -> None:
-    clip, (a, b) = Clip(str(clip_folder)), (pictures(seed, 2, (32, 32)) for seed in (0, 1))
+def test_metrics_by_clip(clip_folder: Path) -> None:
+    clip, (a, b) = Clip(str(clip_folder)), (images(seed, 2, (32, 32)) for seed in (0, 1))
     mask = torch.zeros(2, 1, 32, 32)
     mask[:, :, 8:] = 1
-    cases = [EvaluationItem(str(i), a[i : i + 1], f"a cat {i}", f"a dog {i}", mask[i : i + 1]) for i in range(2)]
-    whole, inside = clip_scores(clip)
-    found, targets = whole.measure(cases, b), ["a dog 0", "a dog 1"]
+    sources, targets = ["a cat 0", "a cat 1"], ["a dog 0", "a dog 1"]
+    items = [item(a[i : i + 1], mask[i : i + 1], source=sources[i], target=targets[i]) for i in range(2)]
+    rows = measure(clip_metrics(str(clip_folder), "cpu"), batch(items, b))
+    values = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
     like = torch.tensor(clip.similarity(b, targets))
-    torch.testing.assert_close(found["CLIP target"], like)
-    torch.testing.assert_close(found["CLIP target - source"], like - torch.tensor(clip.similarity(b, ["a cat 0", "a cat 1"])))
-    torch.testing.assert_close(found["CLIP direction"], clip.direction(a, b, ["a cat 0", "a cat 1"], targets))
+    torch.testing.assert_close(values["CLIP target"], like)
+    torch.testing.assert_close(values["CLIP target - source"], like - torch.tensor(clip.similarity(b, sources)))
+    torch.testing.assert_close(values["CLIP direction"], clip.direction(a, b, sources, targets).float())
     black = b.clone()
-    black[:, :, :8] = -1  # PIE-Bench's way: all but the edited part is black
-    torch.testing.assert_close(inside.measure(cases, b)["CLIP target inside"], torch.tensor(clip.similarity(black, targets)))
-    assert not inside.applies(EvaluationItem("a", a[:1], "", ""))
+    black[:, :, :8] = -1  # as in PIE-Bench: all but the edited part is black
+    torch.testing.assert_close(values["CLIP target inside"], torch.tensor(clip.similarity(black, targets)))
+    (plain,) = measure(clip_metrics(str(clip_folder), "cpu"), batch([item(a[:1])], b[:1]))
+    assert set(plain) == set(values) - {"CLIP target inside"}
 
 
-# ---------------------------------------------------------------- sets of pictures
+# ---------------------------------------------------------------- sets of images
 
 
 def features(seed: int, count: int) -> Tensor:

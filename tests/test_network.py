@@ -11,7 +11,8 @@ from dds_train.critters.render import render
 from dds_train.critters.world import critter
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.evaluation.metrics.clip import Clip
-from dds_train.evaluation.metrics.perceptual import Lpips, Structure
+from dds_train.evaluation.metrics.lpips import Lpips
+from dds_train.evaluation.metrics.structure import Structure
 from dds_train.images.files import from_pil
 from dds_train.methods.optimize import optimize_latent
 

@@ -1,4 +1,4 @@
-"""What optimize and compare refuse once files and models are known: one line, and nothing written."""
+"""What optimize refuses once files and models are known: one line, and nothing written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,10 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from dds_train.cli.main import CONF, opened
-from dds_train.commands import compare, optimize
+from dds_train.commands import optimize
 from dds_train.errors import UserError
 
-COMMANDS = {"optimize": optimize.run, "compare": compare.run}
+COMMANDS = {"optimize": optimize.run}
 
 
 @pytest.fixture
@@ -35,13 +35,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("optimize", ["loss=nfsd", "loss.negative=null"], "loss.negative"),
         ("optimize", ["loss=pds", "t_range=[1,500]"], "within [2,1000]"),
         ("optimize", ["loss.weight=sigma"], "take one or sigma2"),
-        ("compare", ["methods=[ddx]"], "no editor ddx"),
-        ("compare", ["method.x.loss=foo"], "loss foo: there are bridge"),
-        ("compare", ["method.x.kind=foo"], "there are identity"),
-        ("compare", ["method.x.strenth=1"], "an editor of kind optimize has steps"),
-        ("compare", ["method.x.options.foo=1"], "loss dds has no option foo"),
-        ("compare", ["image=null", "critters.edit.species=cat"], "some critters are so already"),
-        ("compare", ["image=null", "critters.edit.species=cow"], "given and change: species must be one of"),
     ],
 )
 def test_refused_in_one_line(tiny: Callable[[str], Path], folder: Path, command: str, wrong: list[str], says: str) -> None:

@@ -25,7 +25,6 @@ COMMANDS = {
     "fit": "train a translator from two sentences",
     "predict": "edit pictures with a trained translator, one pass each",
     "optimize": "edit pictures one at a time, by descent on their latents",
-    "compare": "edit the same pictures with several editors: a table of scores and a picture",
     "evaluate": "measure editors on many pictures: scores, and a page that shows them",
     "demo": "try a trained translator in the browser",
     "export": "write a trained translator for diffusers, for ONNX, or for the hub",

@@ -13,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dds_train import build
 from dds_train.errors import UserError
-from dds_train.evaluation.recommendation import REFERENCES
-from dds_train.evaluation.report import number, score_names
+from dds_train.evaluation.tables import table_of_translators
 from dds_train.images.files import save_image
 from dds_train.images.find import find_inputs
 from dds_train.images.grids import before_after_grid
@@ -143,19 +142,9 @@ def measured(path: str | None) -> str:
     if path is None:
         return ""
     try:
-        methods = json.loads(Path(path).read_text())["methods"]
-        rows = {name: scores for name, scores in methods.items() if name in REFERENCES or name.startswith("translator")}
-        names = score_names(rows)
-        lines = [["method", *names], ["---"] * (len(names) + 1)]
-        lines += [[name, *(cell(scores, score) for score in names)] for name, scores in rows.items()]
+        return f"Measured with `dds_train evaluate`:\n\n{table_of_translators(Path(path).read_text())}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"metrics={path}: not a metrics.json of evaluate ({type(error).__name__})") from error
-    return "Measured with `dds_train evaluate`:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def cell(scores: dict[str, dict[str, Any]], name: str) -> str:
-    mean = scores[name]["mean"] if name in scores else None
-    return "" if mean is None else number(float(mean))
 
 
 def push(folder: Path, repo: str) -> None:

@@ -1,18 +1,16 @@
-"""What editors are measured on: critters, the user's pictures, a list of edits, PIE-Bench."""
+"""What methods are evaluated on: critters, the user's images, a list of edits, PIE-Bench."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import EVALUATION_SEED, Critter, critter
 from dds_train.errors import UserError
-from dds_train.evaluation.metrics.scores import EvaluationItem
 from dds_train.evaluation.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.files import read_mask, rounded
@@ -22,103 +20,162 @@ from dds_train.runs.digest import file_digest
 
 
 @dataclass(frozen=True)
-class LazyItem:
-    """A case that is read when it is needed: thousands of pictures do not fit into memory."""
+class ItemImages:
+    """The images of an item."""
+
+    image: Tensor  # [1,3,H,W] in [-1,1]
+    mask: Tensor | None = None  # [1,1,H,W], 1 where the edit belongs; for metrics alone
+    truth: Tensor | None = None  # [1,3,H,W], ground truth
+
+
+@dataclass(frozen=True)
+class EvaluationItem:
+    """An edit to evaluate. Its images are read when they are needed: thousands of them do not fit into memory."""
 
     name: str
-    size: tuple[int, int]  # (H, W)
     source: str
     target: str
-    identity: Any  # changes with anything that results depend on; plain data
-    load: Callable[[], EvaluationItem]
+    size: tuple[int, int]  # (H, W)
+    load: Callable[[], ItemImages]
+    identity: Any = None  # plain data that changes with anything that results and their metrics depend on
+    has_mask: bool = False
+    has_truth: bool = False
+    critter: Critter | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)  # attributes of the critter that the edit sets
 
 
-def draw_critters(cfg: DictConfig) -> tuple[list[Critter], list[Critter], dict[str, Any]]:
-    """`cfg.critters.count` unseen ones, their exact truths, and what these change."""
-    given, change = (OmegaConf.to_container(part, resolve=True) for part in (cfg.critters.source, cfg.critters.edit))
+def critter_items(
+    count: int, attributes: Mapping[str, Any], changes: Mapping[str, Any], source: str, target: str
+) -> list[EvaluationItem]:
+    """Critters that no model is trained on.
+
+    Args:
+        attributes: of all sources, e.g. ``{"species": "cat"}``; None is no restriction.
+        changes: attributes that the edit sets, e.g. ``{"species": "lion"}``; None is no change.
+        source, target: prompts.
+
+    Raises:
+        UserError: for attributes that do not exist, or an edit that changes nothing of a source.
+    """
+    attributes, changes = ({name: value for name, value in one.items() if value is not None} for one in (attributes, changes))
+    if not changes:
+        raise UserError("critters.edit: no attribute to change; give one, e.g. critters.edit.species=lion")
     try:
-        sources = [critter(EVALUATION_SEED + number, **given) for number in range(cfg.critters.count)]  # type: ignore[arg-type]
-        targets = [source.replaced(**change) for source in sources]  # type: ignore[arg-type]
+        sources = [critter(EVALUATION_SEED + number, **attributes) for number in range(count)]
+        truths = [one.replaced(**changes) for one in sources]
     except (TypeError, ValueError) as error:
-        raise UserError(f"given and change: {error}") from error
-    if any(source == target for source, target in zip(sources, targets, strict=True)):
-        raise UserError(f"change={change}: some critters are so already; say so in given, such as critters.source.species=cat")
-    return sources, targets, change  # type: ignore[return-value]
+        raise UserError(f"critters.source, critters.edit: {error}") from error
+    if any(before == after for before, after in zip(sources, truths, strict=True)):
+        edit = ", ".join(f"{name}={value}" for name, value in changes.items())
+        raise UserError(
+            f"critters.edit: some source critters already have {edit}; restrict them, e.g. critters.source.species=cat"
+        )
+
+    def item(number: int, before: Critter, after: Critter) -> EvaluationItem:
+        name = f"{number:04d} {full_caption(before).removeprefix('a photo of ')}"
+
+        def load() -> ItemImages:
+            return ItemImages(to_tensor(before)[None], truth=to_tensor(after)[None])
+
+        height, width = to_tensor(before).shape[-2:]
+        return EvaluationItem(
+            name,
+            source,
+            target,
+            (height, width),
+            load,
+            identity=[asdict(before), asdict(after), source, target],
+            has_truth=True,
+            critter=before,
+            changes=changes,
+        )
+
+    return [item(number, *pair) for number, pair in enumerate(zip(sources, truths, strict=True))]
 
 
-def find_entries(cfg: DictConfig) -> list[LazyItem]:
-    """`cfg` is that of evaluate. Every picture is read once, so that one that cannot be is named before any work is done."""
-    if cfg.image is None:
-        return critter_entries(cfg)
-    return pie_bench_entries(cfg) if is_pie_bench(cfg.image) else picture_entries(cfg)
+def image_items(
+    images: str | Sequence[str], source: str, target: str, max_side: int | None, output_dir: str | Path
+) -> list[EvaluationItem]:
+    """Images of the user: files, folders, patterns, a list of edits or PIE-Bench's folder. Each is read once, so that one that
+    cannot be read is named before any work is done.
+
+    Args:
+        source, target: prompts, for images without their own.
+        max_side: images are scaled down to this many pixels on the longer side.
+        output_dir: images in it are not inputs.
+
+    Raises:
+        UserError: naming the image, mask or ground truth that cannot be used.
+    """
+    if is_pie_bench(images):
+        return pie_bench_items(images, max_side)
+    if is_edit_list(images):
+        return edit_list_items(images, source, target, max_side)
+    return [image_item(name, path, source, target, max_side) for name, path in find_inputs(images, output_dir)]
 
 
-def critter_entries(cfg: DictConfig) -> list[LazyItem]:
-    sources, truths, change = draw_critters(cfg)
-
-    def entry(number: int, source: Critter, truth: Critter) -> LazyItem:
-        name = f"{number:04d} {full_caption(source).removeprefix('a photo of ')}"
-
-        def load() -> EvaluationItem:
-            before, after = to_tensor(source)[None], to_tensor(truth)[None]
-            return EvaluationItem(name, before, cfg.source, cfg.target, truth=after, critter=source, change=change)
-
-        size = to_tensor(source).shape[-2], to_tensor(source).shape[-1]
-        return LazyItem(name, size, cfg.source, cfg.target, [asdict(source), asdict(truth), cfg.source, cfg.target], load)
-
-    return [entry(number, *both) for number, both in enumerate(zip(sources, truths, strict=True))]
-
-
-def picture_entries(cfg: DictConfig) -> list[LazyItem]:
-    """The user's pictures, with the sentences, masks and truths that a list may have for each."""
-    if not is_edit_list(cfg.image):
-        found = find_inputs(cfg.image, cfg.output_dir)
-        return [image_item(cfg, name, path, cfg.source, cfg.target) for name, path in found]
-    entries = []
-    for number, one in enumerate(read_edit_list(cfg.image)):
-        targets = one.target or (cfg.target,)
-        for which, target in enumerate(targets):
-            name = f"{number:04d} {one.image.stem}" + (f" {which}" if len(targets) > 1 else "")
-            mask = Path(one.mask) if one.mask not in (None, "auto") else None
-            truth = Path(one.truth) if one.truth else None
+def edit_list_items(path: str, source: str, target: str, max_side: int | None) -> list[EvaluationItem]:
+    items = []
+    for number, line in enumerate(read_edit_list(path)):
+        targets = line.target or (target,)
+        for which, own_target in enumerate(targets):
+            name = f"{number:04d} {line.image.stem}" + (f" {which}" if len(targets) > 1 else "")
+            mask = Path(line.mask) if line.mask not in (None, "auto") else None
+            truth = Path(line.truth) if line.truth else None
             if truth and len(targets) > 1:
                 raise UserError(
-                    f"image={cfg.image}: {one.image.name} has one truth and {len(targets)} targets; give a line to each"
+                    f"image={path}: {line.image.name} has one ground truth and {len(targets)} targets; write a line for each"
                 )
-            entries.append(image_item(cfg, name, one.image, one.source or cfg.source, target, mask, truth))
-    return entries
+            items.append(image_item(name, line.image, line.source or source, own_target, max_side, mask, truth))
+    return items
+
+
+def pie_bench_items(folder: str, max_side: int | None) -> list[EvaluationItem]:
+    items = []
+    for entry in read_pie_bench(folder):
+        item = image_item(entry.name, entry.image, entry.source, entry.target, max_side)
+        if item.size != tuple(entry.mask.shape[-2:]):
+            raise UserError(
+                f"{entry.image}: is {item.size[1]} x {item.size[0]}; masks of PIE-Bench are 512 x 512 (max_side=null)"
+            )
+
+        def load(item: EvaluationItem = item, mask: Tensor = entry.mask) -> ItemImages:
+            return replace(item.load(), mask=mask)
+
+        items.append(replace(item, identity=[item.identity, entry.runs], load=load, has_mask=True))
+    return items
 
 
 def image_item(
-    cfg: DictConfig, name: str, path: Path, source: str, target: str, mask: Path | None = None, truth: Path | None = None
-) -> LazyItem:
-    def image_of(file: Path) -> Tensor:
-        return rounded(read_input_image(file, cfg.max_side).image)  # as a result is, which goes through a file
+    name: str,
+    path: Path,
+    source: str,
+    target: str,
+    max_side: int | None,
+    mask: Path | None = None,
+    truth: Path | None = None,
+) -> EvaluationItem:
+    def read(file: Path) -> Tensor:
+        return rounded(read_input_image(file, max_side).image)  # to 8 bits, as results on disk are
 
-    def load() -> EvaluationItem:
-        image = image_of(path)
-        size = image.shape[-2], image.shape[-1]
-        true = image_of(truth) if truth else None
-        if true is not None and true.shape != image.shape:
-            raise UserError(f"{truth}: is {true.shape[-1]} x {true.shape[-2]}, and {path} is {size[1]} x {size[0]}")
-        return EvaluationItem(name, image, source, target, read_mask(mask, size)[None].round() if mask else None, true)
+    def load() -> ItemImages:
+        image = read(path)
+        height, width = image.shape[-2:]
+        exact = read(truth) if truth else None
+        if exact is not None and exact.shape != image.shape:
+            raise UserError(f"{truth}: is {exact.shape[-1]} x {exact.shape[-2]}, and {path} is {width} x {height}")
+        where = read_mask(mask, (height, width))[None].round() if mask else None
+        return ItemImages(image, where, exact)
 
-    image = load().image
-    files = [file_digest(file) for file in (path, mask, truth) if file]
-    return LazyItem(name, (image.shape[-2], image.shape[-1]), source, target, [files, source, target], load)
-
-
-def pie_bench_entries(cfg: DictConfig) -> list[LazyItem]:
-    entries = []
-    for one in read_pie_bench(cfg.image):
-        plain = image_item(cfg, one.name, one.image, one.source, one.target)
-        if plain.size != tuple(one.mask.shape[-2:]):
-            raise UserError(
-                f"{one.image}: is {plain.size[1]} x {plain.size[0]}; masks of PIE-Bench fit 512 x 512 (max_side=null)"
-            )
-
-        def load(plain: LazyItem = plain, mask: Tensor = one.mask) -> EvaluationItem:
-            return replace(plain.load(), mask=mask)
-
-        entries.append(replace(plain, load=load))
-    return entries
+    height, width = load().image.shape[-2:]
+    files = [file and file_digest(file) for file in (path, mask, truth)]
+    return EvaluationItem(
+        name,
+        source,
+        target,
+        (height, width),
+        load,
+        identity=[files, max_side, source, target],
+        has_mask=mask is not None,
+        has_truth=truth is not None,
+    )

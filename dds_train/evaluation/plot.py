@@ -1,4 +1,4 @@
-"""A scatter plot as SVG, which a page can hold without any script."""
+"""A scatter plot as SVG: a page shows it without scripts."""
 
 import html
 import math
@@ -17,12 +17,19 @@ class Point:
     name: str
     x: float  # infinite: at the edge where x is best
     y: float
-    pale: bool = False  # there to compare with
+    pale: bool = False  # a reference
 
 
 def scatter(points: Sequence[Point], curves: Sequence[Sequence[str]], across: str, up: str, flip: bool = False) -> str:
-    """Points with their names; those of a curve joined in its order. `flip` puts small x to the right. Points whose y is not
-    finite are left out; with fewer than two that remain there is no plot."""
+    """Points with their names, those of a curve joined in its order.
+
+    Args:
+        across, up: labels of the axes.
+        flip: small x to the right.
+
+    Returns:
+        SVG; "" for fewer than two points with a finite y.
+    """
     points = [point for point in points if math.isfinite(point.y) and not math.isnan(point.x)]
     inside = [point.x for point in points if math.isfinite(point.x)]
     if len(points) < 2 or not inside:
@@ -53,10 +60,8 @@ def scatter(points: Sequence[Point], curves: Sequence[Sequence[str]], across: st
         known = [name for name in curve if name in places]
         colours |= dict.fromkeys(known, colour)
         short |= shortened(known)
-        trajectory = " L".join(f"{x:.1f} {y:.1f}" for x, y in map(places.__getitem__, known))
-        parts.append(
-            f'<path d="M{trajectory}" fill="none" stroke="{colour}" stroke-width="2" opacity="0.45" />' if trajectory else ""
-        )
+        line = " L".join(f"{x:.1f} {y:.1f}" for x, y in map(places.__getitem__, known))
+        parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="2" opacity="0.45" />' if line else "")
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places.values()]
     for point in points:
         x, y = places[point.name]
@@ -79,7 +84,7 @@ def scatter(points: Sequence[Point], curves: Sequence[Sequence[str]], across: st
 
 
 def shortened(curve: Sequence[str]) -> dict[str, str]:
-    """Along a curve, the last name stands for all; of the others, what differs: "dds, 25 steps" before "dds" is "25 steps"."""
+    """Labels along a curve: the last name in full, of the others what differs: "dds, 25 steps" before "dds" is "25 steps"."""
     common = os.path.commonprefix(list(curve))  # noqa: RUF071 (of letters, not of paths)
     return {name: name[len(common) :].lstrip(", ") or name for name in curve[:-1]}
 
@@ -88,7 +93,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def around(x: float, y: float, name: str) -> list[Box]:
-    """Where a point's name may stand: right, left, above, below, and further away."""
+    """Places for the label of a point: right, left, above, below, and further away."""
     width = LETTER * len(name)
     corners = [(x + 8, y - LINE / 2), (x - 8 - width, y - LINE / 2), (x - width / 2, y - 8 - LINE), (x - width / 2, y + 8)]
     corners += [(x + 8, y + shift) for shift in (5, -5 - LINE, 5 + LINE, -5 - 2 * LINE)]
@@ -99,11 +104,11 @@ def overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers that enclose both ends, evenly spaced."""
+def ticks(low: float, high: float, limit: int = 7) -> list[float]:
+    """Round numbers, evenly spaced, that enclose both ends."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    power = 10 ** math.floor(math.log10((high - low) / (most - 1)))
-    step = next(step * power for step in (1, 2, 5, 10) if (high - low) / (step * power) <= most - 1)
+    power = 10 ** math.floor(math.log10((high - low) / (limit - 1)))
+    step = next(step * power for step in (1, 2, 5, 10) if (high - low) / (step * power) <= limit - 1)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(first, last + 1)]

@@ -1,103 +1,175 @@
-"""Which editor to use, and why: the one nearest to the true edits where these are known, else the best balance between making
-the change and keeping the rest."""
+"""Which method to use, and why: with ground truth, the method that closes most of the gap to it; without, the one with the best
+balance between edit and preservation."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dds_train.evaluation.metrics.scores import Mean, meaning
+from dds_train.evaluation.configured import REFERENCES
+from dds_train.evaluation.metrics.cost import DIVERGED, SECONDS
+from dds_train.evaluation.metrics.gap_closed import GAP_CLOSED
+from dds_train.evaluation.metrics.metric import Metric
+from dds_train.evaluation.summary import Summary
 
-Summary = Mapping[str, Mapping[str, Mean]]  # editor -> score -> its mean
-PerImage = Mapping[str, Sequence[Mapping[str, float]]]  # editor -> the scores of each picture, in one order for all
+PerImage = Mapping[str, Sequence[Mapping[str, float]]]  # by method, the values of each image, in one order for all
 
-REFERENCES = ("identity", "vae_reconstruction")  # what to compare with; no editors
-GAP_CLOSED = "gap closed"
-SECONDS = "s / image"
-CHANGED = (GAP_CLOSED, "CLIP direction")  # whether the edit was made, best measure first
-KEPT = ("background PSNR", "LPIPS squeeze outside", "LPIPS alex outside", "SSIM outside", "LPIPS squeeze", "LPIPS alex", "SSIM")
+
+EDIT_METRICS = (GAP_CLOSED.name, "CLIP direction")  # whether the edit was made, best metric first; 0 is doing nothing
+KEEP_METRICS = (  # whether the rest was kept, best metric first
+    "background PSNR",
+    "LPIPS squeeze outside",
+    "LPIPS alex outside",
+    "SSIM outside",
+    "LPIPS squeeze",
+    "LPIPS alex",
+    "SSIM",
+)
+ENOUGH = 1e-6  # of gap or direction: less is doing nothing
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    best: str | None  # None if nothing measures whether edits were made
-    why: str
-    changed: str | None  # the score that says whether an edit was made
-    kept: str | None  # the score that says whether the rest was kept
-    front: tuple[str, ...]  # editors that no other beats at both, and that make at least half of the best one's change
+    best: str | None  # None if no method can be recommended
+    reason: str
+    edit: str | None = None  # name of the metric of the edit
+    keep: str | None = None  # name of the metric of the rest
+    front: tuple[str, ...] = ()  # Pareto front of these two, among methods that make at least half of the best one's edit
 
 
-def recommend(summary: Summary, per_image: PerImage) -> Recommendation:
+@dataclass(frozen=True)
+class Candidate:
+    """A method with a finite value of the metric of the edit."""
+
+    name: str
+    edit: float  # the mean, with results that diverged counted as 0: no edit
+    keep: float  # NaN if unknown; higher is better
+    seconds: float  # NaN if unknown
+
+    def beats(self, other: "Candidate") -> bool:
+        """In both respects, and strictly in one."""
+        pairs = ((self.edit, other.edit), (self.keep, other.keep))  # compared, not subtracted: both may be infinite
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def recommend(summary: Summary, per_image: PerImage, metrics: Sequence[Metric]) -> Recommendation:
     methods = [name for name in summary if name not in REFERENCES]
-
-    def first(names: Sequence[str]) -> str | None:
-        return next((name for name in names if methods and all(finite(summary, method, name) for method in methods)), None)
-
-    changed, kept = first(CHANGED), first(KEPT)
-    if changed is None:
-        return Recommendation(
-            None, "Nothing here measures the change itself; give a CLIP model to rank editors.", None, kept, ()
+    if not methods:
+        return Recommendation(None, "No methods to recommend: only references were evaluated.")
+    edit = most_available(summary, methods, EDIT_METRICS)
+    if edit is None:
+        measured = any(name in summary[method] for method in methods for name in EDIT_METRICS)
+        reason = "No method has finite values." if measured else "No metric of the edit: give ground truth, or a CLIP model."
+        return Recommendation(None, reason + excluded(summary, methods, []))
+    ranked = [name for name in methods if math.isfinite(mean(summary, name, edit))]
+    # Only metrics in [0,1] can be balanced against the direction.
+    keep = most_available(summary, ranked, KEEP_METRICS if edit == GAP_CLOSED.name else KEEP_METRICS[1:])
+    directions = {metric.name: metric.direction for metric in metrics}
+    candidates = [
+        Candidate(
+            name,
+            mean(summary, name, edit) * (1 - share_diverged(summary, name)),
+            mean(summary, name, keep) * directions[keep] if keep else math.nan,
+            mean(summary, name, SECONDS.name),
         )
-    most = max(methods, key=lambda method: value(summary, method, changed))
-    enough = [one for one in methods if value(summary, one, changed) >= value(summary, most, changed) / 2]
-    front = tuple(one for one in enough if kept and not any(beats(summary, other, one, changed, kept) for other in methods))
-    if changed == GAP_CLOSED or kept is None:
-        best, *others = sorted(methods, key=lambda method: -value(summary, method, changed))
-        why = f"It makes the best edits: {changed} {value(summary, best, changed):.3f}."
+        for name in ranked
+    ]
+    notes = counted_as_failures(summary, ranked) + excluded(summary, methods, ranked)
+    # Ties go to the method that keeps more, then to the faster one.
+    candidates.sort(key=lambda one: (-one.edit, -_or(one.keep, -math.inf), _or(one.seconds, math.inf)))
+    most = candidates[0]
+    if most.edit <= ENOUGH:
+        reason = (
+            f"No method improves on doing nothing: the best of them, {most.name}, has {edit} {most.edit:.3f} (identity: 0)."
+        )
+        return Recommendation(None, reason + notes, edit, keep)
+    enough = [one for one in candidates if one.edit >= most.edit / 2]
+    known = [one for one in enough if not math.isnan(one.keep)]
+    front = tuple(one.name for one in known if not any(other.beats(one) for other in known))
+    if edit == GAP_CLOSED.name or keep is None:
+        best, others = most, candidates[1:]
+        reason = f"Highest {edit}: {best.edit:.3f}."
         if others:
-            why += " " + against(per_image, best, others[0], changed)
-        return Recommendation(best, why + fastest_comparable(summary, best, changed), changed, kept, front)
+            reason += " " + runner_up(per_image, best.name, others[0].name, edit)
+    else:
+        sign = directions[keep]
 
-    def balance(method: str) -> float:
-        share = max(0.0, value(summary, method, changed)) / max(1e-9, value(summary, most, changed))
-        same = value(summary, method, kept) if meaning(kept).better > 0 else 1 - value(summary, method, kept)
-        return 2 * share * same / (share + same) if share > 0 and same > 0 else 0.0
+        def balance(one: Candidate) -> float:
+            share, same = max(0.0, one.edit) / most.edit, one.keep if sign > 0 else 1 + one.keep
+            return 2 * share * same / (share + same) if share > 0 and same > 0 else 0.0
 
-    best = max(methods, key=balance)
-    similar = kept if meaning(kept).better > 0 else f"1 - {kept}"
-    why = (
-        f"It balances best: {changed} {value(summary, best, changed):.3f} (the most is {value(summary, most, changed):.3f}, by "
-        f"{most}) and {kept} {value(summary, best, kept):.3f}. Balance is {balance(best):.3f}: the harmonic mean of {changed}, "
-        f"as a share of the most, and {similar}."
-    )
-    return Recommendation(best, why + fastest_comparable(summary, best, changed), changed, kept, front)
+        best = max(candidates, key=balance)
+        reason = (
+            f"Best balance of edit and preservation: {edit} {best.edit:.3f} (highest: {most.edit:.3f}, {most.name}), {keep} "
+            f"{best.keep * sign:.3f}. Balance {balance(best):.3f}, the harmonic mean of {edit} relative to the highest and "
+            f"{keep if sign > 0 else f'1 - {keep}'}."
+        )
+    return Recommendation(best.name, reason + fastest_comparable(candidates, best, edit) + notes, edit, keep, front)
 
 
-def fastest_comparable(summary: Summary, best: str, changed: str) -> str:
-    """The fastest of the editors that come near the best one, if it is much faster."""
-    near = [e for e, scores in summary.items() if e not in REFERENCES and SECONDS in scores]
-    near = [e for e in near if value(summary, e, changed) >= 0.8 * value(summary, best, changed)]
-    if best not in near:
+def most_available(summary: Summary, methods: Sequence[str], names: Sequence[str]) -> str | None:
+    """The metric that most methods have a value of, the first one among equals; None if none has any."""
+
+    def available(name: str) -> int:
+        infinite = name not in EDIT_METRICS  # equal images have a PSNR of infinity
+        values = [mean(summary, method, name) for method in methods]
+        return sum(not math.isnan(value) and (infinite or math.isfinite(value)) for value in values)
+
+    best = max(names, key=available)
+    return best if available(best) else None
+
+
+def fastest_comparable(candidates: Sequence[Candidate], best: Candidate, edit: str) -> str:
+    """The fastest method whose edit is at least 0.8 of the best one's, if it is more than twice as fast."""
+    comparable = [one for one in candidates if one.edit >= 0.8 * best.edit and not math.isnan(one.seconds)]
+    if best not in comparable:
         return ""
-    fastest = min(near, key=lambda method: value(summary, method, SECONDS))
-    times = value(summary, best, SECONDS) / max(1e-9, value(summary, fastest, SECONDS))
+    fastest = min(comparable, key=lambda one: one.seconds)
+    factor = best.seconds / max(1e-9, fastest.seconds)
     return (
-        f" In haste: {fastest}, {times:.0f} times as fast, {changed} {value(summary, fastest, changed):.3f}."
-        if times > 2
-        else ""
+        f" Fastest comparable method: {fastest.name} ({factor:.0f}x faster), {edit} {fastest.edit:.3f}." if factor > 2 else ""
     )
 
 
-def value(summary: Summary, method: str, score: str) -> float:
-    return summary[method][score]["mean"]
-
-
-def finite(summary: Summary, method: str, score: str) -> bool:
-    return score in summary[method] and math.isfinite(value(summary, method, score))
-
-
-def beats(summary: Summary, one: str, other: str, changed: str, kept: str) -> bool:
-    """At both, and at one of them strictly."""
-    gains = [meaning(score).better * (value(summary, one, score) - value(summary, other, score)) for score in (changed, kept)]
-    return min(gains) >= 0 and max(gains) > 0
-
-
-def against(per_image: PerImage, best: str, second: str, score: str) -> str:
-    """Whether the pictures are enough to tell the first from the second: a paired comparison, picture by picture."""
+def runner_up(per_image: PerImage, best: str, second: str, name: str) -> str:
+    """Whether the images suffice to tell the first from the second: a paired comparison."""
     pairs = zip(per_image[best], per_image[second], strict=True)
-    gains = [a[score] - b[score] for a, b in pairs if not math.isnan(a.get(score, math.nan) - b.get(score, math.nan))]
+    gains = [gain for a, b in pairs if math.isfinite(gain := a.get(name, math.nan) - b.get(name, math.nan))]
     if len(gains) < 2:
-        return f"Next is {second}."
-    mean = math.fsum(gains) / len(gains)
-    error = math.sqrt(math.fsum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1) / len(gains))
-    told = "" if mean > 2 * error else "; so few pictures do not tell the two apart"
-    return f"Next is {second}, behind by {mean:.3f} ± {2 * error:.3f} (95 %, paired over {len(gains)} pictures){told}."
+        return f"Next: {second}."
+    gain = math.fsum(gains) / len(gains)
+    error = math.sqrt(math.fsum((one - gain) ** 2 for one in gains) / (len(gains) - 1) / len(gains))
+    verdict = "" if gain > 2 * error else "; the difference is not significant"
+    return f"Next: {second}, lower by {gain:.3f} ± {2 * error:.3f} (95 %, paired over {len(gains)} images){verdict}."
+
+
+def counted_as_failures(summary: Summary, methods: Sequence[str]) -> str:
+    failures = [f"{name} ({count_diverged(summary, name)})" for name in methods if count_diverged(summary, name)]
+    return f" Diverged results (NaN or Inf) count as no edit: {', '.join(failures)}." if failures else ""
+
+
+def excluded(summary: Summary, methods: Sequence[str], ranked: Sequence[str]) -> str:
+    """The methods that are not ranked, by reason."""
+    rest = [name for name in methods if name not in ranked]
+    diverged = [f"{name} ({count_diverged(summary, name)})" for name in rest if count_diverged(summary, name)]
+    unknown = [name for name in rest if not count_diverged(summary, name)]
+    note = f" Not ranked, since results diverged (NaN or Inf): {', '.join(diverged)}." if diverged else ""
+    return note + (f" Not ranked, for lack of a finite value: {', '.join(unknown)}." if unknown and ranked else "")
+
+
+def mean(summary: Summary, method: str, name: str) -> float:
+    return summary[method][name].mean if name in summary[method] else math.nan
+
+
+def share_diverged(summary: Summary, method: str) -> float:
+    return _or(mean(summary, method, DIVERGED.name), 0.0)
+
+
+def count_diverged(summary: Summary, method: str) -> str:
+    """ "3 of 32", or "" for none."""
+    share = share_diverged(summary, method)
+    total = summary[method][DIVERGED.name].count if share else 0
+    return f"{round(share * total)} of {total}" if share else ""
+
+
+def _or(value: float, default: float) -> float:
+    return default if math.isnan(value) else value

@@ -1,134 +1,166 @@
-"""Everything that turns pictures into edited ones, behind one door: pixels in, pixels out."""
+"""Editing methods by name; see the package for an example."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
-from dds_train.distillation.losses import Loss
+from dds_train.distillation.linear import LINEAR
+from dds_train.distillation.losses import LOSSES, Loss
 from dds_train.distillation.rng import draw
+from dds_train.distillation.variational import VariationalLoss
 from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.optimize import optimize_latent
+from dds_train.methods.student import LoRAStudent
 from dds_train.translator import TranslatorConfig, load_translator, translate_latents
 
-# Pixels [B,3,H,W] in [-1,1], what each picture shows, and what each is to show -> the same pictures, edited. No result depends
-# on which pictures share its batch.
-Method = Callable[[Tensor, Sequence[str], Sequence[str]], Tensor]
+# Default negative prompts of losses that need one.
+NEGATIVE = {
+    "nfsd": "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy",
+}
+
+
+class Method(Protocol):
+    """Edits a batch. No result depends on which images share its batch."""
+
+    def __call__(self, images: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """Images [B,3,H,W] in [-1,1], and a source and a target prompt of each, to edited images of that shape, on the CPU."""
+        ...
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What every editor starts from."""
+    """What methods share: the teacher and the seed of all noise."""
 
-    parts: DiffusionCheckpoint  # the teacher
-    targets: Sequence[str]  # all prompts that will be asked for, so that an editor can say at once which it does not know
+    checkpoint: DiffusionCheckpoint
     seed: int = 0
 
 
-def nothing(setting: MethodContext) -> Method:
-    """The pictures as they are: best at keeping, worst at changing."""
+def identity(context: MethodContext) -> Method:
+    """The input itself: preserves everything, edits nothing."""
     return lambda images, sources, targets: images
 
 
-def round_trip(setting: MethodContext) -> Method:
-    """Through the codec and back: what it costs any editor that works on latents."""
-    autoencoder = setting.parts.autoencoder()
-    return lambda images, sources, targets: autoencoder.decode(autoencoder.encode(images), _size(images)).cpu()
+def vae_reconstruction(context: MethodContext) -> Method:
+    """A VAE round trip, whose error every latent-space method has."""
+    return _in_latent_space(context, lambda z, sources, targets: z)
 
 
 def optimize(
-    setting: MethodContext,
+    context: MethodContext,
     *,
-    steps: int,
     lr: float,
     guidance: float,
-    t_range: tuple[int, int],
-    loss: str | Loss = "dds",
+    t_range: Sequence[int],
+    steps: int = 200,
+    loss: str = "dds",
+    options: Mapping[str, Any] | None = None,
     negative: str | None = None,
 ) -> Method:
-    """`optimize_latent` with plain SGD; `loss` is a name in `LOSSES` or such a function."""
-    teacher = setting.parts.teacher()
+    """Score distillation on the latent (`optimize_latent`) with plain SGD.
+
+    Args:
+        t_range: first and last timestep of the noise.
+        loss: name of a score-distillation loss; options: its own.
+        negative: prompt, for losses with a negative branch.
+
+    Raises:
+        ValueError: for a loss, an option or a range of timesteps that does not exist.
+    """
+    teacher, text_encoder = context.checkpoint.teacher(), context.checkpoint.text_encoder()
+    first, last = t_range
+    negative = negative or NEGATIVE.get(loss)
+    # Some losses look a stride of timesteps back.
+    lowest = {**loss_options(loss), **(options or {})}.get("stride", 0)
+    if not lowest <= first < last <= len(teacher.schedule):
+        raise ValueError(
+            f"t_range={[first, last]}: give [FIRST,LAST] within [{lowest},{len(teacher.schedule)}], such as [50,950]"
+        )
+    distill = make_loss(loss, lambda rank: LoRAStudent(context.checkpoint, rank), **(options or {}))
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        table = PromptTable.of(setting.parts.text_encoder(), [*sources, *targets, *([negative] if negative else [])])
-        *_, last = optimize_latent(
+        table = PromptTable.of(text_encoder, [*sources, *targets, *([negative] if negative else [])])
+        source, target = table.condition(sources), table.condition(targets, negative)
+        *_, step = optimize_latent(
             teacher,
             z,
-            table.condition(sources),
-            table.condition(targets, negative),
-            loss=loss,
+            source,
+            target,
+            loss=distill,
             steps=steps,
             lr=lr,
             guidance=guidance,
-            t_range=t_range,
-            seed=setting.seed,
+            t_range=(first, last),
+            seed=context.seed,
         )
-        return last.z
+        return step.z
 
-    return _on_latents(setting, edit)
-
-
-def sdedit(setting: MethodContext, *, strength: float = 0.6, steps: int = 50, guidance: float = 7.5) -> Method:
-    """`sdedit_latent`; all pictures get the same noise, so that none depends on its company."""
-    teacher = setting.parts.teacher()
-    settings = {"strength": strength, "steps": steps, "guidance": guidance}
-
-    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        target = PromptTable.of(setting.parts.text_encoder(), targets).condition(targets)
-        _, eps = draw(z.shape[1:], (0, 1), z.device, [(setting.seed, "sdedit")])
-        return sdedit_latent(teacher, setting.parts.ddim(), z, target, eps.expand_as(z), **settings)  # type: ignore[arg-type]
-
-    return _on_latents(setting, edit)
+    return _in_latent_space(context, edit)
 
 
-def ddim_inversion(setting: MethodContext, *, steps: int = 50, guidance: float = 7.5) -> Method:
-    """`ddim_swap_latent`."""
-    teacher, walks = setting.parts.teacher(), (setting.parts.ddim_inverse(), setting.parts.ddim())
+def sdedit(context: MethodContext, *, strength: float = 0.6, steps: int = 50, guidance: float = 7.5) -> Method:
+    """SDEdit (`sdedit_latent`), with the same noise for all images."""
+    checkpoint = context.checkpoint
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        table = PromptTable.of(setting.parts.text_encoder(), [*sources, *targets])
-        prompts = table.condition(sources), table.condition(targets)
-        return ddim_swap_latent(teacher, *walks, z, *prompts, steps=steps, guidance=guidance)
+        target = PromptTable.of(checkpoint.text_encoder(), targets).condition(targets)
+        _, eps = draw(z.shape[1:], (0, 1), z.device, [(context.seed, "sdedit")])
+        parts = (checkpoint.teacher(), checkpoint.ddim())
+        return sdedit_latent(*parts, z, target, eps.expand_as(z), strength=strength, steps=steps, guidance=guidance)
 
-    return _on_latents(setting, edit)
+    return _in_latent_space(context, edit)
 
 
-def translator(setting: MethodContext, *, ckpt: str, strength: float = 1.0) -> Method:
-    """A trained translator, at the task whose target caption is the one wanted.
+def ddim_inversion(context: MethodContext, *, steps: int = 50, guidance: float = 7.5) -> Method:
+    """DDIM inversion under the source prompt, then DDIM under the target prompt (`ddim_swap_latent`)."""
+    checkpoint = context.checkpoint
+
+    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        table = PromptTable.of(checkpoint.text_encoder(), [*sources, *targets])
+        parts = (checkpoint.teacher(), checkpoint.ddim_inverse(), checkpoint.ddim())
+        return ddim_swap_latent(*parts, z, table.condition(sources), table.condition(targets), steps=steps, guidance=guidance)
+
+    return _in_latent_space(context, edit)
+
+
+def translator(context: MethodContext, *, ckpt: str, strength: float = 1.0) -> Method:
+    """A trained translator, at the task whose target prompt is that of the image.
+
+    Args:
+        ckpt: a checkpoint or an exported folder.
+    """
+    network, config = load_translator(Path(ckpt), context.checkpoint)
+    network.to(context.checkpoint.device)
+
+    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        by_target = instructions(config, targets)
+        table = PromptTable.of(context.checkpoint.text_encoder(), by_target.values())
+        return translate_latents(network, z, table.embed(by_target[target] for target in targets), strength)
+
+    return _in_latent_space(context, edit, context.checkpoint.autoencoder().factor * network.stride)
+
+
+def instructions(config: TranslatorConfig, targets: Sequence[str]) -> dict[str, str]:
+    """Instructions by target prompt.
 
     Raises:
-        ValueError: if it has no such task.
+        ValueError: if no task has one of `targets`.
     """
-    network, card = load_translator(Path(ckpt), setting.parts)
-    network.to(setting.parts.device)
-    told = instructions(card, setting.targets)
-    table = PromptTable.of(setting.parts.text_encoder(), told.values())
-
-    def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        text = table.embed(told[target] for target in targets)
-        return translate_latents(network, z, text, strength)
-
-    return _on_latents(setting, edit, setting.parts.autoencoder().factor * network.stride)
-
-
-def instructions(card: TranslatorConfig, targets: Sequence[str]) -> dict[str, str]:
-    """target caption -> what the translator is told.
-
-    Raises:
-        ValueError: if it has no task with one of `targets`.
-    """
-    known = {task.target: task.instruction for task in card.tasks.values()}
+    known = {task.target: task.instruction for task in config.tasks.values()}
     unknown = [target for target in targets if target not in known]
     if unknown:
-        raise ValueError(f"no task whose target is {unknown[0]!r}; it knows {', '.join(map(repr, known))}")
+        raise ValueError(f"no task with target {unknown[0]!r}; its targets are {', '.join(map(repr, known))}")
     return known
 
 
 METHODS: dict[str, Callable[..., Method]] = {
-    "identity": nothing,
-    "vae_reconstruction": round_trip,
+    "identity": identity,
+    "vae_reconstruction": vae_reconstruction,
     "optimize": optimize,
     "sdedit": sdedit,
     "ddim_inversion": ddim_inversion,
@@ -136,16 +168,32 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def _on_latents(
-    setting: MethodContext, edit: Callable[[Tensor, Sequence[str], Sequence[str]], Tensor], multiple: int | None = None
+def _in_latent_space(
+    context: MethodContext, edit: Callable[[Tensor, Sequence[str], Sequence[str]], Tensor], multiple: int | None = None
 ) -> Method:
-    autoencoder = setting.parts.autoencoder()
+    """`edit` on scaled latents [B,C,h,w], between VAE encoder and decoder."""
+    autoencoder = context.checkpoint.autoencoder()
 
-    def edit_pixels(images: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        return autoencoder.decode(edit(autoencoder.encode(images, multiple), sources, targets), _size(images)).cpu()
+    def on_images(images: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
+        height, width = images.shape[-2:]
+        return autoencoder.decode(edit(autoencoder.encode(images, multiple), sources, targets), (height, width)).cpu()
 
-    return edit_pixels
+    return on_images
 
 
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
+# TODO: `distillation.losses.make_loss` and `loss_options` take the place of these two.
+def loss_options(name: str) -> dict[str, Any]:
+    functions = {**LOSSES, **LINEAR, "vsd": VariationalLoss}
+    if name not in functions:
+        raise ValueError(f"loss must be one of {', '.join([*LOSSES, 'vsd'])}, got {name!r}")
+    parameters = inspect.signature(functions[name]).parameters.values()
+    return {"weight": "one", **{p.name: p.default for p in parameters if p.default is not p.empty}, "rank": 4}
+
+
+def make_loss(name: str, student: Callable[[int], LoRAStudent], **options: Any) -> Loss:
+    unknown = set(options) - set(loss_options(name))
+    if unknown:
+        raise ValueError(f"loss {name} has no option {min(unknown)}; it takes {', '.join(loss_options(name))}")
+    if name == "vsd":
+        return VariationalLoss(student(options.pop("rank", 4)), **options)
+    return partial(LOSSES[name], **options)

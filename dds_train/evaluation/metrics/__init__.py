@@ -1,1 +1,1 @@
-"""How good an edit is. One file for each family of metrics."""
+"""Metrics of edits: one file and one line of `registry.METRICS` each."""

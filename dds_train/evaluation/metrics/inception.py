@@ -1,17 +1,18 @@
-"""How far the pictures that an editor makes are, as a whole, from pictures of what was wanted."""
+"""Inception features, which FID and KID compare."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from dds_train.errors import UserError
+from dds_train.evaluation.metrics.metric import LOWER, Metric, Network, ResultSet
+from dds_train.images.files import read_image
 
 WEIGHTS = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{WEIGHTS}"
@@ -22,10 +23,10 @@ class Inception:
     """The features that FID is defined by, behind clean-FID's scaling (arXiv 2104.11222), which does not alias.
 
     Args:
-        path: the network's file or its folder; by default where torch hub keeps its downloads.
+        path: the network's file or its folder; by default torch hub's folder of downloads.
 
     Raises:
-        UserError: if it is neither there nor delivered.
+        UserError: if it is neither there nor downloadable.
     """
 
     def __init__(self, path: str | None = None, device: str = "cpu") -> None:
@@ -36,17 +37,17 @@ class Inception:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(URL, str(file), progress=False)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that TorchScript, in which these weights are handed out, is of yesterday
+                warnings.simplefilter("ignore")  # TorchScript, the format of these weights, is deprecated
                 self.network = torch.jit.load(str(file), map_location=device).eval()
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"FID and KID: {file} is not there or cannot be read; download {URL} where there is a network and give fid=FILE"
+                f"fid={file}: not found or unreadable; download {URL} where there is a network and give fid=FILE"
             ) from error
         self.device = device
 
     @torch.no_grad()
     def features(self, images: Iterable[Tensor], batch_size: int = 32) -> Tensor:
-        """Pictures [3,H,W] in [-1,1] of any size -> [N,D], float64."""
+        """Images [3,H,W] in [-1,1] of any size -> [N,D], float64."""
         rows, waiting = [], []
         for image in images:
             waiting.append(clean_resize(image))
@@ -67,8 +68,8 @@ def clean_resize(image: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(one) for one in scaled])).clamp(0, 255)
 
 
-class _Features(nn.Module):
-    """Lets torchmetrics take features for pictures."""
+class Features(nn.Module):
+    """Lets torchmetrics take features in place of images."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -78,24 +79,30 @@ class _Features(nn.Module):
         return features
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """FID (arXiv 1706.08500, equation 6) of features [N,D] and [M,D], both with at least two rows."""
-    metric = FrechetInceptionDistance(feature=_Features(a.shape[1])).set_dtype(torch.float64)
-    metric.update(a, real=True)
-    metric.update(b, real=False)
-    return metric.compute().item()
+class InceptionNetwork(Network[Inception]):
+    """Inception, and its features of reference images.
 
+    Args:
+        references: files that show the target.
+        path: see `Inception`.
+    """
 
-def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> float:
-    """KID (arXiv 1801.01401, section 4): the mean of 100 unbiased estimates, each from at most 1000 rows of features [N,D] and
-    [M,D], with the kernel ``(x y / D + 1)^3``. The same for the same seed."""
-    size = min(len(a), len(b), 1000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that features are kept in memory
-        metric = KernelInceptionDistance(feature=_Features(a.shape[1]), subset_size=size).set_dtype(torch.float64)
-    metric.update(a, real=True)
-    metric.update(b, real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mean, _ = metric.compute()
-    return mean.item()
+    def __init__(self, references: Sequence[Path], path: str | None, device: str) -> None:
+        super().__init__("Inception", WEIGHTS, lambda: Inception(path, device))
+        self.references = references
+
+    @cached_property
+    def reference_features(self) -> Tensor:
+        return self.model.features(read_image(path) for path in self.references)
+
+    def result_features(self, results: ResultSet) -> Tensor:
+        return self.model.features(results.outputs())
+
+    def metric(self, name: str, meaning: str, distance: Callable[[Tensor, Tensor], float]) -> Metric:
+        """Distance between the features of the reference images and of all results; NaN for fewer than two results."""
+
+        def measure(results: ResultSet) -> float:
+            enough = len(results.items) > 1
+            return distance(self.reference_features, results.shared(self.result_features)) if enough else float("nan")
+
+        return Metric(name, LOWER, meaning, per_set=measure, network=self)
