@@ -1,4 +1,4 @@
-"""optimize and export, as a user types them."""
+"""optimize, compare and export, as a user types them."""
 
 import json
 import sqlite3
@@ -64,19 +64,28 @@ def test_a_list_of_edits(tiny: Callable[[str], Path], folder: Path, loss: str) -
     assert found.any()
     assert not found.all()
 
-    # Done is done; what is not, or was asked for otherwise, is made, and the same seed makes the same pixels.
+    # Edits that are done are skipped; a result that changed is made again, with the same pixels.
     made = {name: (out / f"{name}.png").stat().st_mtime_ns for name in names}
-    pictures = {name: pixels(out / f"{name}.png") for name in names}
-    (out / "1-a-dog.json").unlink()
+    results = {name: pixels(out / f"{name}.png") for name in names}
+    (out / "1-a-dog.png").write_bytes(b"")
     assert "3 of 4 edits are in out already" in run(*command, cwd=folder)
     again = {name: (out / f"{name}.png").stat().st_mtime_ns for name in names}
     assert [name for name in names if made[name] != again[name]] == ["1-a-dog"]
-    alike = np.abs(pixels(out / "1-a-dog.png").astype(int) - pictures["1-a-dog"])
-    assert alike.max() <= 1  # alone now, and not beside another: rounding
+    difference = np.abs(pixels(out / "1-a-dog.png").astype(int) - results["1-a-dog"])
+    assert difference.max() <= 1  # alone now, and not beside another: rounding
     assert "4 edits in other" in run(*command[:-1], "output_dir=other", cwd=folder)
     for name in names:
-        assert np.array_equal(pixels(folder / "other" / f"{name}.png"), pictures[name])
-    assert "3 of 4" not in run(*command, "steps=5", cwd=folder)
+        assert np.array_equal(pixels(folder / "other" / f"{name}.png"), results[name])
+    assert "steps=4 (now 5)" in run(*command, "steps=5", cwd=folder, code=2)
+
+
+def test_diverged_edits_are_named_and_leave_nothing(tiny: Callable[[str], Path], folder: Path) -> None:
+    command = ("optimize", "image=0.png", *PROMPTS, f"teacher.path={tiny('epsilon')}", "steps=3", "output_dir=out")
+    printed = run(*command, "lr=1e38", cwd=folder, code=2)
+    assert "1 of 1 edits diverged (NaN or Inf): 0.png; lower lr=1e+38" in printed
+    assert "Traceback" not in printed
+    assert not (folder / "out" / "0.png").exists()
+    assert "1 edit in out" in run(*command, "lr=0.05", cwd=folder)
 
 
 def test_a_cached_source_branch_changes_nothing(tiny: Callable[[str], Path], folder: Path) -> None:

@@ -1,12 +1,12 @@
-"""Lists of edits: what they may say, how they become batches, and what counts as done."""
+"""Edit requests: edit lists, names, masks and batches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from dds_train.cli.checks import check_paths
@@ -14,7 +14,7 @@ from dds_train.cli.main import check
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.files import read_mask
-from dds_train.methods.requests import EditRequest, is_done, load_batch, make_batches, plan_edits, settings
+from dds_train.methods.requests import EditRequest, load_batch, make_batches, plan_edits
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config(**keys: Any) -> DictConfig:
-    return OmegaConf.create({"source": "a cat", "target": "a lion", "mask": None, "seed": 0, "output_dir": "out", **keys})
+def plan(image: Any, **keys: Any) -> list[EditRequest]:
+    return plan_edits(image, **{"source": "a cat", "target": "a lion", "mask": None, "seed": 0, "output_dir": "out", **keys})
 
 
 def test_csv_and_jsonl_say_the_same(folder: Path) -> None:
@@ -34,7 +34,7 @@ def test_csv_and_jsonl_say_the_same(folder: Path) -> None:
     rows = [{"image": "a.png", "target": "a dog, asleep", "mask": "m.png", "seed": 7}, {"image": "b.png", "mask": "auto"}]
     (folder / "e.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert read_edit_list(folder / "e.csv") == read_edit_list(folder / "e.jsonl")
-    first, second = plan_edits(config(image=str(folder / "e.csv"), seed=3))
+    first, second = plan(str(folder / "e.csv"), seed=3)
     assert first == EditRequest("a-a-dog-asleep", folder / "a.png", "a cat", "a dog, asleep", str(folder / "m.png"), 7)
     assert second == EditRequest("b-a-lion", folder / "b.png", "a cat", "a lion", "auto", 3)
 
@@ -91,35 +91,35 @@ def test_a_list_that_says_everything_needs_no_prompts(folder: Path, monkeypatch:
 
 
 def test_names_tell_edits_apart(folder: Path) -> None:
-    names = [edit.name for edit in plan_edits(config(image=str(folder / "a.png"), target=["a lion", "a dog!"]))]
+    names = [edit.name for edit in plan(str(folder / "a.png"), target=["a lion", "a dog!"])]
     assert names == ["a-a-lion", "a-a-dog"]
     (folder / "e.csv").write_text("image,seed\na.png,1\na.png,2\n")
-    assert [edit.name for edit in plan_edits(config(image=str(folder / "e.csv")))] == ["a-a-lion", "a-a-lion~2"]
-    assert [edit.name for edit in plan_edits(config(image=str(folder / "a.png")))] == ["a"]
+    assert [edit.name for edit in plan(str(folder / "e.csv"))] == ["a-a-lion", "a-a-lion~2"]
+    assert [edit.name for edit in plan(str(folder / "a.png"))] == ["a"]
 
 
-def test_batches_hold_pictures_of_one_size_and_share_inputs(folder: Path) -> None:
-    edits = plan_edits(config(image=[str(folder / f"{n}.png") for n in "acb"], target=["a lion", "a dog"]))
-    names = [[edit.name for edit in batch] for batch in make_batches(edits, 4, None)]
+def test_batches_hold_images_of_one_size_and_share_inputs(folder: Path) -> None:
+    requests = plan([str(folder / f"{n}.png") for n in "acb"], target=["a lion", "a dog"])
+    names = [[request.name for request in batch] for batch in make_batches(requests, 4, None)]
     assert names == [["c-a-lion", "c-a-dog"], ["a-a-lion", "a-a-dog", "b-a-lion", "b-a-dog"]]
-    assert [len(batch) for batch in make_batches(edits, 1, None)] == [2, 2, 2]  # the edits of a picture stay together
-    batch = load_batch(make_batches(edits, 4, None)[1], None)
-    assert (batch.edits_each, len(batch.pictures), [edit.name for edit in batch.firsts]) == (2, 2, ["a-a-lion", "b-a-lion"])
+    assert [len(batch) for batch in make_batches(requests, 1, None)] == [2, 2, 2]  # the edits of an image stay together
+    batch = load_batch(make_batches(requests, 4, None)[1], None)
+    assert (batch.edits_each, len(batch.images), [request.name for request in batch.firsts]) == (2, 2, ["a-a-lion", "b-a-lion"])
 
 
-def test_edits_of_a_picture_with_other_seeds_or_sources_do_not_share(folder: Path) -> None:
+def test_edits_of_an_image_with_other_seeds_or_sources_do_not_share_a_batch(folder: Path) -> None:
     (folder / "e.csv").write_text("image,source,seed\na.png,x,1\na.png,y,1\na.png,y,2\n")
-    (batch,) = make_batches(plan_edits(config(image=str(folder / "e.csv"))), 8, None)
+    (batch,) = make_batches(plan(str(folder / "e.csv")), 8, None)
     assert load_batch(batch, None).edits_each == 1
 
 
-def test_masks_of_many_pictures_come_from_a_folder(folder: Path) -> None:
+def test_masks_of_many_images_come_from_a_folder(folder: Path) -> None:
     (folder / "masks").mkdir()
     (folder / "m.png").rename(folder / "masks" / "a.png")
-    (edit,) = plan_edits(config(image=str(folder / "a.png"), mask=str(folder / "masks")))
+    (edit,) = plan(str(folder / "a.png"), mask=str(folder / "masks"))
     assert edit.mask == str(folder / "masks" / "a.png")
     with pytest.raises(UserError, match=r"no mask named b\.\* "):
-        plan_edits(config(image=str(folder / "b.png"), mask=str(folder / "masks")))
+        plan(str(folder / "b.png"), mask=str(folder / "masks"))
 
 
 def test_a_mask_is_white_where_to_edit_and_fits_the_picture(folder: Path) -> None:
@@ -133,17 +133,20 @@ def test_a_mask_is_white_where_to_edit_and_fits_the_picture(folder: Path) -> Non
     with pytest.raises(UserError, match="a mask of 40 x 20 pixels for a picture of 8 x 8"):
         read_mask(folder / "m.png", (8, 8))
     with pytest.raises(UserError, match="a mask of 40 x 20"):
-        make_batches(plan_edits(config(image=str(folder / "c.png"), mask=str(folder / "m.png"))), 1, None)
+        make_batches(plan(str(folder / "c.png"), mask=str(folder / "m.png")), 1, None)
 
 
-def test_what_is_done_is_what_has_the_same_settings(folder: Path) -> None:
-    (edit,) = plan_edits(config(image=str(folder / "a.png"), mask=str(folder / "m.png")))
-    wanted = settings(edit, {"steps": 3})
-    assert not is_done(folder, edit, wanted)
-    (folder / "a.json").write_text(json.dumps({"settings": wanted, "result": {}}))
-    assert is_done(folder, edit, wanted)
-    assert not is_done(folder, edit, settings(edit, {"steps": 4}))
-    Image.new("L", (20, 10), 0).save(folder / "m.png")  # the same name, another mask
-    assert not is_done(folder, edit, settings(edit, {"steps": 3}))
-    (folder / "a.json").write_text("{")
-    assert not is_done(folder, edit, wanted)
+def test_a_request_is_identified_by_what_its_files_hold(folder: Path) -> None:
+    (first,) = plan(str(folder / "a.png"), mask=str(folder / "m.png"))
+    known = first.digest()
+    (folder / "m.png").rename(folder / "n.png")
+    moved = replace(first, mask=str(folder / "n.png"))
+    assert moved.digest() == known
+    changes = ({"source": "x"}, {"target": "x"}, {"seed": 1}, {"mask": None}, {"mask": "auto"})
+    assert len({known, *(replace(moved, **change).digest() for change in changes)}) == 6
+    Image.new("L", (20, 10), 0).save(folder / "n.png")  # the same name, another mask
+    assert moved.digest() != known
+    Image.new("L", (20, 10), 255).save(folder / "n.png")
+    assert moved.digest() == known
+    Image.new("RGB", (20, 10), "blue").save(folder / "a.png")
+    assert moved.digest() != known

@@ -287,6 +287,16 @@ def test_what_may_differ_may_differ(made: Path) -> None:
         assert record.is_done("a.png", "key of a.png")
 
 
+def test_settings_of_a_run_without_results_do_not_bind(tmp_path: Path) -> None:
+    for command, settings in (("predict", SETTINGS), ("optimize", {"lr": 2}), ("optimize", {"lr": 3})):
+        with Record(tmp_path / "out", command) as record:
+            record.claim(settings)
+            record.claim({"network": {"clip": 1}})
+            assert record.settings == {**settings, "network": {"clip": 1}}
+    with Record(tmp_path / "out", "optimize") as record, pytest.raises(UserError, match="lr=3"):
+        record.claim({"lr": 4}, occupied=True)
+
+
 def test_starting_over_keeps_the_old_run_out_of_the_new_one(made: Path) -> None:
     for number in (1, 2):
         with Record(made, "predict") as record:

@@ -53,7 +53,7 @@ class Record:
     def __init__(self, folder: str | Path, command: str, rank: int = 0) -> None:
         self.folder, self.command, self.rank = Path(folder), command, rank
         self.path = self.folder / RECORD
-        self._stack = contextlib.ExitStack()
+        self._stack, self._claims = contextlib.ExitStack(), False
         self._load()
 
     def __enter__(self) -> "Record":
@@ -79,13 +79,17 @@ class Record:
         *,
         free: Sequence[str] = (),
         growing: Sequence[str] = (),
+        occupied: bool = False,
         remedy: str = "give another output_dir, or delete this one",
     ) -> None:
-        """Make the folder that of a run with `settings` (plain data); several claims add up.
+        """Make the folder that of a run with `settings` (plain data); several claims of a process add up.
+
+        Settings of an earlier run without any results do not count.
 
         Args:
             free: settings (with all below them) that may differ from those of the results that are there.
             growing: groups whose members may come and go, but not change.
+            occupied: there are results that the record does not know, such as checkpoints.
 
         Raises:
             UserError: if the folder holds results of another command or of other settings; names what differs.
@@ -93,6 +97,9 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / CLAIM):  # ranks may come at the same time
             self._load()
+            held = self.claimed_by, self.settings
+            if not (self.results or occupied or self._claims):
+                self.settings, self.claimed_by = {}, None
             if self.claimed_by not in (None, self.command):
                 raise UserError(f"output_dir={self.folder}: holds results of {self.claimed_by}; give another output_dir")
             plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -107,7 +114,8 @@ class Record:
             if differing:
                 shown = ", ".join(sorted(differing)[:8]) + (f" and {len(differing) - 8} more" if len(differing) > 8 else "")
                 raise UserError(f"output_dir={self.folder}: holds a run with other settings: {shown}; {remedy}")
-            if merged != self.settings or self.claimed_by is None:
+            self._claims = True
+            if (self.command, merged) != held:
                 now = datetime.now().astimezone().isoformat(timespec="seconds")
                 self._append({"claim": merged, "command": self.command, "version": version("dds_train"), "time": now})
 
