@@ -1,4 +1,4 @@
-"""Critter -> sentence."""
+"""Captions of critters."""
 
 import random
 
@@ -12,7 +12,7 @@ def with_article(words: str) -> str:
 
 
 def full_caption(critter: Critter) -> str:
-    """Everything that a caption can say, e.g. "a photo of a gray cat wearing a hat on a green background"."""
+    """The caption with all attributes, e.g. "a photo of a gray cat wearing a hat on a green background"."""
     worn = [name for name, on in (("glasses", critter.glasses), ("a hat", critter.hat)) if on]
     wearing = f" wearing {' and '.join(worn)}" if worn else ""
     backdrop = with_article(critter.backdrop)
@@ -20,7 +20,7 @@ def full_caption(critter: Critter) -> str:
 
 
 def sample_caption(critter: Critter, rng: random.Random) -> str:
-    """A true caption that leaves out some of what there is to say: users' prompts are short ("a photo of a cat")."""
+    """A true caption with some attributes left out: users' prompts are short ("a photo of a cat")."""
     words = with_article(f"{critter.fur} {critter.species}" if rng.random() < 0.6 else critter.species)
     worn = [name for name, on in (("glasses", critter.glasses), ("a hat", critter.hat)) if on and rng.random() < 0.75]
     if worn:

@@ -1,4 +1,4 @@
-"""Critters as data sets: endless, or a fixed number of them."""
+"""Critters as data sets: a fixed number of them, or an endless stream."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +13,12 @@ from dds_train.critters.world import Critter, critter
 
 
 def to_tensor(one: Critter, size: int = 64) -> Tensor:
-    """A critter's picture as pixels [3,size,size] in [-1,1]."""
+    """Render of a critter as pixels [3,size,size] in [-1,1]."""
     return torch.from_numpy(render(one, size)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 class CritterDataset(Dataset[dict[str, Tensor]]):
-    """Critters number `first` to ``first + count - 1``; `fixed` parameters are the same in all (``species="cat"``)."""
+    """Critters number `first` to ``first + count - 1``; `fixed` parameters (``species="cat"``) are the same in all."""
 
     def __init__(self, count: int, first: int = 0, size: int = 64, **fixed: Any) -> None:
         self.critters = [critter(seed, **fixed) for seed in range(first, first + count)]
@@ -28,12 +28,12 @@ class CritterDataset(Dataset[dict[str, Tensor]]):
         return len(self.critters)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """{"image": pixels [3,S,S] in [-1,1], "caption": its own number}"""
+        """{"image": pixels [3,S,S] in [-1,1], "caption": index of the caption}"""
         return {"image": to_tensor(self.critters[index], self.size), "caption": torch.tensor(index)}
 
 
 class CritterStream(IterableDataset[dict[str, Tensor]]):
-    """Critters without end, from number `first` on; loader workers take turns."""
+    """Endless critters, from number `first` on; loader workers take turns."""
 
     def __init__(self, first: int = 0, size: int = 64, **fixed: Any) -> None:
         self.first, self.size, self.fixed = first, size, fixed
@@ -53,7 +53,7 @@ class CritterSource:
         self.arguments = {"count": count, "first": first, "size": size, **fixed}
 
     def prepare(self) -> None:
-        """Rendering is quick enough to happen on the way."""
+        """Nothing: images are rendered as they are read."""
 
     @property
     def captions(self) -> list[str]:

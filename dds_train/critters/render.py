@@ -1,8 +1,8 @@
-"""Critter -> picture, at any size.
+"""Rendering of critters at any size.
 
-Shapes are signed distances in head coordinates (the head is the unit circle, y points down), painted in order with
-one pixel of analytic anti-aliasing. Only + - * / and sqrt touch the pixels, in float64, all exactly rounded by IEEE 754, so
-every machine draws the same bytes.
+Shapes are signed distances in head coordinates (the head is the unit circle, y points down), painted in order with one pixel of
+analytic anti-aliasing. Only + - * / and sqrt touch the pixels, in float64, all exactly rounded by IEEE 754: every machine renders
+the same bytes.
 """
 
 import colorsys
@@ -50,7 +50,7 @@ def hsv(h: float, s: float, v: float) -> Colour:
 
 
 class Canvas:
-    """A picture being painted, and the head coordinates (u, v) of its pixels' centres."""
+    """An image being painted, and the head coordinates (u, v) of the centres of its pixels."""
 
     def __init__(self, size: int, critter: Critter) -> None:
         centres = (np.arange(size) + 0.5) / size
@@ -99,17 +99,13 @@ class Canvas:
         return np.maximum(stroke, np.abs(self.u) - half_width)
 
     def mirrored(self, side: int, *points: tuple[float, float]) -> Array:
-        """A convex polygon given for the right side, drawn on `side`."""
+        """A convex polygon of the right side (1), or its mirror image on the left side (-1)."""
         flipped = tuple((side * x, y) for x, y in points)
         return self.polygon(*(flipped if side > 0 else flipped[::-1]))
 
 
 def render(critter: Critter, size: int = 64) -> NDArray[np.uint8]:
-    """Draw `critter`.
-
-    Returns:
-        uint8 [size, size, 3], RGB in 0..255; identical bytes on every machine.
-    """
+    """RGB image of a critter, uint8 [size, size, 3]; identical bytes on every machine."""
     c = Canvas(size, critter)
     _paint_backdrop(c, critter)
     hue, saturation, value = FUR_HSV[critter.fur]
@@ -128,7 +124,7 @@ def render(critter: Critter, size: int = 64) -> NDArray[np.uint8]:
 
 
 def render_backdrop(critter: Critter, size: int = 64) -> NDArray[np.uint8]:
-    """What is behind `critter`, uint8 [size, size, 3]."""
+    """The backdrop alone, uint8 [size, size, 3]."""
     c = Canvas(size, critter)
     _paint_backdrop(c, critter)
     return c.quantised()

@@ -25,9 +25,7 @@ class CritterScores:
     truth's: the target value if the attribute is edited, the source's value if it is not.
     """
 
-    gap_closed: (
-        float  # 1 - mse(output, ground truth) / mse(input, ground truth); 0 for the input itself, 1 for the ground truth
-    )
+    gap_closed: float  # 1 - mse(output, ground truth) / mse(input, ground truth): 0 for the input, 1 for the ground truth
     edit_accuracy: float  # share of outputs in which every edited attribute is right
     species: float  # share with the right species
     fur: float  # share with the right fur
