@@ -2,7 +2,8 @@
 
 from typing import Any
 
-__all__ = ["Translator"]
+__version__ = "0.1.0"  # as in pyproject.toml
+__all__ = ["Translator", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,10 +23,8 @@ from dds_train.data.synthetic import SyntheticSource
 from dds_train.diffusion import DiffusionCheckpoint, Teacher
 from dds_train.diffusion.device import find_device
 from dds_train.distillation.cache import SourceCache
-from dds_train.distillation.linear import WEIGHTS
-from dds_train.distillation.losses import LOSSES, Loss
+from dds_train.distillation.losses import STATEFUL, Loss, make_loss
 from dds_train.distillation.noise import ScoreModel
-from dds_train.distillation.variational import VariationalLoss
 from dds_train.errors import UserError
 from dds_train.methods.store import TensorStore
 from dds_train.methods.student import LoRAStudent
@@ -67,26 +65,21 @@ def load_loss(name: str, options: dict[str, Any]) -> DictConfig:
     return OmegaConf.merge(usual, options)  # type: ignore[return-value]
 
 
-def build_loss(cfg: DictConfig, parts: DiffusionCheckpoint | None = None) -> Loss:
-    """`cfg` is the group loss: a name in LOSSES and its options; `negative` is a prompt, which goes into the conditions. vsd
-    needs `parts`, for its second model.
-    """
+def build_loss(cfg: DictConfig, checkpoint: DiffusionCheckpoint | None = None) -> Loss:
+    """`cfg` is the group loss; `negative` is a prompt, which goes into the conditions. Stateful losses need `checkpoint`."""
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     name = options.pop("name")
     if not options.pop("negative", "unused"):
         raise UserError(f"loss {name} needs a negative prompt: loss.negative='blurry, low quality'")
-    if options.get("weight", "one") not in WEIGHTS:
-        raise UserError(f"loss.weight={options['weight']}: take {' or '.join(WEIGHTS)}")
-    if name in LOSSES:
-        return partial(LOSSES[name], **options)
-    if name != "vsd":
-        raise UserError(f"loss.name={name}: there are {', '.join(LOSSES)}, vsd")
-    if parts is None:
+    if name in STATEFUL and checkpoint is None:
         raise UserError(
-            "loss=vsd fits a second model to the edits as they are made; its state would be in no checkpoint and on no other "
-            "rank, so fit cannot use it: take loss=dds, or optimize"
+            f"loss={name} fits a second model to the edits as they are made; its state would be in no checkpoint and on no "
+            "other rank, so fit cannot use it: take loss=dds, or optimize"
         )
-    return VariationalLoss(LoRAStudent(parts, options.pop("rank")), **options)
+    try:
+        return make_loss(name, student=None if checkpoint is None else partial(LoRAStudent, checkpoint), **options)
+    except ValueError as error:
+        raise UserError(f"loss.{error}" if str(error).startswith("weight") else str(error)) from error
 
 
 def with_source_cache(spec: str | None, teacher: Teacher, checkpoint: DiffusionCheckpoint) -> ScoreModel:
@@ -95,14 +88,14 @@ def with_source_cache(spec: str | None, teacher: Teacher, checkpoint: DiffusionC
         return teacher
     store: MutableMapping[str, Tensor] = {} if spec == "memory" else TensorStore(spec)
     where = teacher.device.type  # other devices round differently
-    return SourceCache(teacher, store, f"{checkpoint.fingerprint('unet', 'scheduler')}/{teacher.dtype}/{where}")
+    return SourceCache(teacher, store, f"{checkpoint.digest('denoiser', 'scheduler')}/{teacher.dtype}/{where}")
 
 
 def build_translator(cfg: DictConfig, teacher: Teacher) -> Any:
     """`cfg` is the group translator; kind lora works on the teacher's own UNet."""
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     try:
-        return make_translator(options, lambda: teacher.network)
+        return make_translator(options, lambda: teacher.network, teacher.family)
     except ValueError as error:
         raise UserError(str(error)) from error
 

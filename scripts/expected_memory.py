@@ -2,7 +2,7 @@
 
     python scripts/expected_memory.py
 
-Shapes of all tensors of a step are followed on the meta device, with attention that does not materialise its matrix, the
+Shapes of all tensors of a step are computed on the meta device, with attention that does not materialise its matrix, the
 teacher in float16 and the translator's activations in bfloat16. What CUDA, its allocator and mixed precision's float32 parts
 take comes on top: measured on a GPU it will be more.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from dds_train.diffusion.families import FAMILIES
 from dds_train.training.memory import step_bytes
 from dds_train.translator import make_translator
 
@@ -22,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "base": {"kind": "unet", **BASE},
     "teacher_init": {"kind": "teacher_init"},
 }
+FAMILY = FAMILIES["StableDiffusionPipeline"]
 GIB = 2**30
 
 
@@ -40,12 +42,13 @@ def main() -> None:
         ("teacher_init", 4, 1, True),
     ):
         with torch.device("meta"):
-            translator = make_translator(KINDS[name], lambda: UNet2DConditionModel.from_config(SD15))
+            translator = make_translator(KINDS[name], lambda: UNet2DConditionModel.from_config(SD15), FAMILY)
         trained = sum(p.numel() for p in translator.parameters())
         weights = 2 * frozen + 20 * trained  # float16; and float32 weight, gradient, two moments, average
         step = step_bytes(
             translator.config,
             SD15,
+            FAMILY,
             size=(64, 64),
             tokens=77,
             images=images,

@@ -1,11 +1,11 @@
-"""A teacher whose score is known in closed form: for each prompt the data are N(mean, spread^2), elementwise."""
+"""A teacher with a closed-form score: for each prompt the data are N(mean, spread^2), elementwise."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dds_train.distillation import Condition, NoiseSchedule
+from dds_train.distillation import Condition, NoiseSchedule, Prompt
 
 
 def schedule() -> NoiseSchedule:
@@ -14,9 +14,9 @@ def schedule() -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod((1 - betas).cumprod(0))
 
 
-def prompt(mean: float, spread: float, batch: int = 1) -> Tensor:
-    """An "embedding" [B,1,2] that says which Gaussian is meant."""
-    return torch.tensor([[mean, spread]], dtype=torch.float64).expand(batch, 1, 2)
+def prompt(mean: float, spread: float, batch: int = 1) -> Prompt:
+    """An "embedding" [B,1,2] of the Gaussian's parameters."""
+    return Prompt({"text": torch.tensor([[mean, spread]], dtype=torch.float64).expand(batch, 1, 2)})
 
 
 def condition(mean: float, batch: int = 1) -> Condition:
@@ -31,8 +31,8 @@ SPREAD, NULL_SPREAD = 0.5, 1.3
 class GaussianTeacher:
     schedule: NoiseSchedule
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """z_t ~ N(alpha m, alpha^2 s^2 + sigma^2), and eps = -sigma * score."""
         alpha, sigma = self.schedule.at(t)
-        mean, spread = (text[:, 0, i].view(-1, 1, 1, 1) for i in (0, 1))
+        mean, spread = (prompt["text"][:, 0, i].view(-1, 1, 1, 1) for i in (0, 1))
         return sigma * (z_t - alpha * mean) / (alpha**2 * spread**2 + sigma**2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dds_train.diffusion import DiffusionCheckpoint, Teacher
-from dds_train.distillation import LOSSES, Condition
+from dds_train.distillation import LOSSES, Condition, Prompt
 from dds_train.distillation.contrastive import patch_nce, shuffled
 
 B, W = 2, 3.0
@@ -28,8 +28,9 @@ def randn(seed: int, *shape: int) -> Tensor:
 
 ZS, EPS = randn(0, B, 4, 8, 8), randn(2, B, 4, 8, 8)
 Z = ZS + 0.3 * randn(1, B, 4, 8, 8)
-SOURCE = Condition(randn(3, B, 5, 32), randn(4, 1, 5, 32).expand(B, -1, -1))
-TARGET = Condition(randn(5, B, 5, 32), randn(4, 1, 5, 32).expand(B, -1, -1))
+SOURCE_TEXT, TARGET_TEXT = randn(3, B, 5, 32), randn(5, B, 5, 32)
+NULL = Prompt({"text": randn(4, 1, 5, 32)}).expand(B)
+SOURCE, TARGET = Condition(Prompt({"text": SOURCE_TEXT}), NULL), Condition(Prompt({"text": TARGET_TEXT}), NULL)
 
 
 class WrittenOut:
@@ -65,8 +66,8 @@ def slow_pull(teacher: Teacher, row: int) -> Tensor:
     alpha, sigma = (x[T[one]].view(1, 1, 1, 1) for x in (teacher.schedule.alpha, teacher.schedule.sigma))
     z = Z[one].clone().requires_grad_()
     with torch.no_grad():
-        was = slow_features(teacher, alpha * ZS[one] + sigma * EPS[one], T[one], SOURCE.text[one])
-    now = slow_features(teacher, alpha * z + sigma * EPS[one], T[one], TARGET.text[one])
+        was = slow_features(teacher, alpha * ZS[one] + sigma * EPS[one], T[one], SOURCE_TEXT[one])
+    now = slow_features(teacher, alpha * z + sigma * EPS[one], T[one], TARGET_TEXT[one])
     total = torch.zeros(())
     for a, b in zip(was, now, strict=True):
         for pool in (1, 2):
@@ -87,7 +88,8 @@ def test_gradient_is_that_of_a_slow_implementation_for_every_image_of_the_batch(
 
 
 def test_several_edits_of_an_image_are_as_if_each_were_alone(teacher: Teacher) -> None:
-    two = Condition(torch.cat([TARGET.text, SOURCE.text])[[0, 2, 1, 3]], TARGET.null.repeat(2, 1, 1))
+    prompts = Prompt.cat([TARGET.text, SOURCE.text])[torch.tensor([0, 2, 1, 3])]
+    two = Condition(prompts, Prompt.cat([NULL, NULL]))
     both = LOSSES["cds"](teacher, ZS, torch.cat([Z, -Z])[[0, 2, 1, 3]], SOURCE, two, T, EPS, W, contrast=1000.0).grad
     alone = LOSSES["cds"](teacher, ZS, Z, SOURCE, TARGET, T, EPS, W, contrast=1000.0).grad
     torch.testing.assert_close(both[::2], alone, rtol=1e-3, atol=1e-5)

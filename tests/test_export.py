@@ -16,6 +16,7 @@ from shell import environment
 
 from dds_train import Translator
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.distillation import Prompt
 from dds_train.export import export_diffusers, export_onnx, standalone_diffusers, standalone_onnx
 from dds_train.images.files import from_pil, to_pil
 from dds_train.translator import Task, TranslatorConfig, export_translator, make_translator
@@ -33,7 +34,7 @@ ALONE = "import sys; sys.modules['dds_train'] = None; "
 def translator(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Translator:
     parts = DiffusionCheckpoint(str(tiny("epsilon")))
     torch.manual_seed(0)
-    network = make_translator({"kind": request.param, **KINDS[request.param]}, parts.load_unet)
+    network = make_translator({"kind": request.param, **KINDS[request.param]}, parts.load_denoiser, parts.family)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     tasks = {"lion": Task("a cat", "a lion", "a lion"), "dog": Task("a cat", "a dog", "make it a dog")}
@@ -67,10 +68,10 @@ def test_adapters_merge_into_a_plain_unet(translator: Translator) -> None:
     unet: Any = translator.network.plain_unet()
     assert not any("lora" in name for name in unet.state_dict())
     with torch.no_grad():
-        expected = translator.network(z, text, torch.ones(2)) - z
+        expected = translator.network(z, Prompt({"text": text}), torch.ones(2)) - z
         torch.testing.assert_close(unet(z, 0, encoder_hidden_states=text).sample, expected, rtol=1e-4, atol=1e-5)
         # What shares weights with the teacher still does, and is as it was.
-        torch.testing.assert_close(translator.network(z, text, torch.ones(2)) - z, expected)
+        torch.testing.assert_close(translator.network(z, Prompt({"text": text}), torch.ones(2)) - z, expected)
 
 
 def test_a_diffusers_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
-from dds_train.distillation import LOSSES, Condition
-from dds_train.distillation.linear import LINEAR, TERMS, CoefficientTable, linear_loss, pds
+from dds_train.distillation import LOSSES, Condition, Prompt
+from dds_train.distillation.linear import LINEAR, TERMS, Coefficients, linear_loss, pds
 
 B, W = 3, 4.0
 T = torch.tensor([60, 500, 930])
@@ -23,9 +23,9 @@ def latents(seed: int) -> Tensor:
 ZS, Z, EPS = latents(0), latents(1), latents(2)
 
 
-def e(z: Tensor, text: Tensor | None) -> Tensor:
-    assert text is not None
-    return TEACHER.predict_eps(TEACHER.schedule.add_noise(z, EPS, T), T, text)
+def e(z: Tensor, prompt: Prompt | None) -> Tensor:
+    assert prompt is not None
+    return TEACHER.predict_eps(TEACHER.schedule.add_noise(z, EPS, T), T, prompt)
 
 
 def posterior_noise(z: Tensor, w: float, cond: Condition) -> Tensor:
@@ -71,9 +71,9 @@ def test_only_what_is_used_is_predicted(name: str) -> None:
     rows = []
 
     class Counting(GaussianTeacher):
-        def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
             rows.append(len(z_t))
-            return super().predict_eps(z_t, t, text)
+            return super().predict_eps(z_t, t, prompt)
 
     LOSSES[name](Counting(TEACHER.schedule), ZS, Z, SOURCE, TARGET, T, EPS, W)
     forwards = {"sds": 2, "dds": 4, "pds": 4, "nfsd": 3, "csd": 2, "bridge": 2, "ssd": 4, "lusd": 2}
@@ -84,9 +84,9 @@ def test_only_what_is_used_is_predicted(name: str) -> None:
 def test_two_edits_of_an_image_are_as_if_each_were_alone(name: str) -> None:
     order = [0, 3, 1, 4, 2, 5]
     other = condition(-2.0, B)
-    parts = [(torch.cat([a, b])[order]) for a, b in ((TARGET.text, other.text), (TARGET.null, other.null))]
-    negative = torch.cat([TARGET.negative, other.negative])[order]  # type: ignore[list-item]
-    both = LOSSES[name](TEACHER, ZS, torch.cat([Z, latents(4)])[order], SOURCE, Condition(*parts, negative), T, EPS, W).grad
+    pairs = (TARGET.text, other.text), (TARGET.null, other.null), (TARGET.negative, other.negative)
+    targets = Condition(*(Prompt.cat(pair)[torch.tensor(order)] for pair in pairs))  # type: ignore[arg-type]
+    both = LOSSES[name](TEACHER, ZS, torch.cat([Z, latents(4)])[order], SOURCE, targets, T, EPS, W).grad
     for number, (z, target) in enumerate(((Z, TARGET), (latents(4), other))):
         alone = LOSSES[name](TEACHER, ZS, z, SOURCE, target, T, EPS, W).grad
         torch.testing.assert_close(both[number::2], alone)
@@ -107,7 +107,7 @@ def test_a_negative_prompt_is_asked_for() -> None:
 
 
 def test_a_new_loss_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    def made_up(noise: object, t: Tensor, guidance: float, pull: float = 0.5) -> CoefficientTable:
+    def made_up(noise: object, t: Tensor, guidance: float, pull: float = 0.5) -> Coefficients:
         return {"edit_target": guidance, "eps": -1.0, "change": pull}
 
     monkeypatch.setitem(LINEAR, "made_up", made_up)

@@ -23,7 +23,7 @@ def test_half_precision_gives_the_same_picture() -> None:
     for device in ("cpu", DEVICE):
         torch.manual_seed(0)
         parts = parts_on(device)
-        network = UNetTranslator(parts.autoencoder().channels, parts.text_encoder().embed("").shape[-1])
+        network = UNetTranslator(parts.autoencoder().channels, parts.text_encoder().embed("")["text"].shape[-1])
         torch.nn.init.normal_(network.unet.conv_out.weight, std=0.05)
         card = TranslatorConfig({"lion": Task("a cat", "a lion", "a lion")}, "bundled", network.config)
         results.append(Translator(network, card, parts).translate(images, "a lion"))

@@ -11,6 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.families import FAMILIES
+from dds_train.distillation import Prompt
 from dds_train.training.memory import PeakMemory, step_bytes
 from dds_train.translator import (
     LoRATranslator,
@@ -24,11 +26,13 @@ from dds_train.translator import (
 )
 
 B = 3
+FAMILY = FAMILIES["StableDiffusionPipeline"]
 
 
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
+def inputs() -> tuple[Tensor, Prompt, Tensor]:
     rng = torch.Generator().manual_seed(1)
-    return torch.randn(B, 4, 8, 8, generator=rng), torch.randn(B, 77, 32, generator=rng), torch.ones(B)
+    z, text = torch.randn(B, 4, 8, 8, generator=rng), torch.randn(B, 77, 32, generator=rng)
+    return z, Prompt({"text": text}), torch.ones(B)
 
 
 def trained(translator: torch.nn.Module) -> Any:
@@ -46,15 +50,15 @@ def checkpoint(tiny: Callable[[str], Path]) -> DiffusionCheckpoint:
 
 
 def ask(teacher: Any) -> Tensor:
-    z, text, _ = inputs()
-    return teacher.predict_eps(z, torch.tensor([10, 500, 900]), text)
+    z, prompt, _ = inputs()
+    return teacher.predict_eps(z, torch.tensor([10, 500, 900]), prompt)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_with_adapters_off_the_teacher_answers_as_before(tiny: Callable[[str], Path], dtype: torch.dtype) -> None:
     plain = DiffusionCheckpoint(str(tiny("epsilon")), dtype=dtype).teacher()
     shared = DiffusionCheckpoint(str(tiny("epsilon")), dtype=dtype).teacher()
-    translator = trained(LoRATranslator(shared.network, rank=4))
+    translator = trained(LoRATranslator(shared.network, FAMILY, rank=4))
     assert torch.equal(ask(shared), ask(plain))
     with torch.no_grad():
         changed = translator(*inputs())
@@ -63,7 +67,7 @@ def test_with_adapters_off_the_teacher_answers_as_before(tiny: Callable[[str], P
 
 
 def test_the_adapters_matter_and_not_only_the_head(checkpoint: DiffusionCheckpoint) -> None:
-    translator = trained(LoRATranslator(checkpoint.teacher().network, rank=4))
+    translator = trained(LoRATranslator(checkpoint.teacher().network, FAMILY, rank=4))
     with torch.no_grad():
         before = translator(*inputs())
         for adapter in translator.adapters.values():
@@ -73,7 +77,7 @@ def test_the_adapters_matter_and_not_only_the_head(checkpoint: DiffusionCheckpoi
 
 @pytest.mark.parametrize("kind", ["lora", "teacher_init"])
 def test_at_birth_the_output_is_the_input(checkpoint: DiffusionCheckpoint, kind: str) -> None:
-    translator = make_translator({"kind": kind}, lambda: checkpoint.teacher().network)
+    translator = make_translator({"kind": kind}, lambda: checkpoint.teacher().network, FAMILY)
     assert torch.equal(translator(*inputs()), inputs()[0])
 
 
@@ -85,7 +89,7 @@ def test_checkpointing_changes_no_gradient(checkpoint: DiffusionCheckpoint, kind
     def gradients(checkpointing: bool) -> list[Tensor]:
         torch.manual_seed(0)
         teacher = DiffusionCheckpoint(checkpoint.path).teacher()
-        translator = trained(make_translator({"kind": kind, **options}, lambda: teacher.network)).train()
+        translator = trained(make_translator({"kind": kind, **options}, lambda: teacher.network, FAMILY)).train()
         if checkpointing:
             translator.enable_gradient_checkpointing()
         changed = translator(*inputs())
@@ -101,7 +105,7 @@ def test_checkpointing_changes_no_gradient(checkpoint: DiffusionCheckpoint, kind
 def test_lora_holds_and_copies_adapters_and_head_alone(checkpoint: DiffusionCheckpoint) -> None:
     unet = checkpoint.teacher().network
     frozen = {name for name, _ in unet.named_parameters()}
-    translator = LoRATranslator(unet, rank=2)
+    translator = LoRATranslator(unet, FAMILY, rank=2)
     names = set(translator.state_dict())
     assert names == {"head.weight", "head.bias"} | {n for n in names if "lora_A" in n or "lora_B" in n}
     assert all(not p.requires_grad for name, p in unet.named_parameters() if name in frozen)
@@ -113,17 +117,17 @@ def test_lora_holds_and_copies_adapters_and_head_alone(checkpoint: DiffusionChec
 
 def test_lora_on_one_unet_twice_is_refused(checkpoint: DiffusionCheckpoint) -> None:
     unet = checkpoint.teacher().network
-    LoRATranslator(unet, rank=2)
+    LoRATranslator(unet, FAMILY, rank=2)
     with pytest.raises(ValueError, match="adapters already"):
-        LoRATranslator(unet, rank=2)
+        LoRATranslator(unet, FAMILY, rank=2)
     for wrong in ({"rank": 0}, {"targets": ["identity"]}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            LoRATranslator(checkpoint.load_unet(), **wrong)
+            LoRATranslator(checkpoint.load_denoiser(), FAMILY, **wrong)
 
 
 def test_teacher_init_starts_as_the_teacher(checkpoint: DiffusionCheckpoint) -> None:
     unet = checkpoint.teacher().network
-    translator = TeacherInitTranslator.copy_of(unet)
+    translator = TeacherInitTranslator.copy_of(unet, FAMILY)
     weights = unet.state_dict()
     for name, tensor in translator.unet.state_dict().items():
         assert torch.equal(tensor, torch.zeros_like(tensor) if name.startswith("conv_out.") else weights[name])
@@ -133,7 +137,7 @@ def test_teacher_init_starts_as_the_teacher(checkpoint: DiffusionCheckpoint) -> 
 @pytest.mark.parametrize("kind", ["unet", "lora", "teacher_init"])
 def test_export_round_trip(checkpoint: DiffusionCheckpoint, tmp_path: Path, kind: str) -> None:
     options = {"channels": [16, 32], "groups": 8, "heads": 2} if kind == "unet" else {}
-    translator = trained(make_translator({"kind": kind, **options}, lambda: checkpoint.teacher().network)).eval()
+    translator = trained(make_translator({"kind": kind, **options}, lambda: checkpoint.teacher().network, FAMILY)).eval()
     card = TranslatorConfig({"a": Task("x", "y", "z")}, checkpoint.path, translator.config)
     export_translator(tmp_path, translator, card)
     again, read = load_translator(tmp_path)
@@ -147,7 +151,7 @@ def test_lora_of_the_real_shape_weighs_under_a_percent() -> None:
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280))
         size = sum(p.numel() for p in unet.parameters())
-        translator = LoRATranslator(unet)
+        translator = LoRATranslator(unet, FAMILY)
     assert 859e6 < size < 860e6
     trained = sum(p.numel() for p in translator.parameters())
     # What is exported, and a training checkpoint: weights, their average, and Adam's two moments.
@@ -172,6 +176,7 @@ def test_memory_of_a_step_falls_with_checkpointing_and_grows_with_the_batch(chec
         return step_bytes(
             {"kind": "teacher_init"},
             checkpoint.teacher().network.config,
+            FAMILY,
             size=(32, 32),
             tokens=77,
             images=images,
@@ -189,12 +194,12 @@ def test_memory_of_a_step_falls_with_checkpointing_and_grows_with_the_batch(chec
 def test_unknown_kinds_and_options_are_refused() -> None:
     for wrong, says in (({"kind": "gan"}, "unet, lora"), ({"kind": "unet", "latent_channels": 4, "width": 3}, "width")):
         with pytest.raises(ValueError, match=says):
-            make_translator(wrong, lambda: None)  # type: ignore[arg-type,return-value]
+            make_translator(wrong, lambda: None, FAMILY)  # type: ignore[arg-type,return-value]
 
 
 def test_the_real_kinds_agree_on_their_interface(checkpoint: DiffusionCheckpoint) -> None:
     for kind in ("unet", "lora", "teacher_init"):
-        translator = make_translator({"kind": kind}, lambda: DiffusionCheckpoint(checkpoint.path).teacher().network)
+        translator = make_translator({"kind": kind}, lambda: DiffusionCheckpoint(checkpoint.path).teacher().network, FAMILY)
         assert (translator.latent_channels, translator.text_dim) == (4, 32)
         assert translator.config["kind"] == kind
     assert isinstance(translator, TeacherInitTranslator)

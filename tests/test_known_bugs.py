@@ -27,7 +27,7 @@ from dds_train import build
 from dds_train.cli.main import CONF
 from dds_train.commands import optimize
 from dds_train.diffusion import Autoencoder, DiffusionCheckpoint
-from dds_train.distillation import Condition
+from dds_train.distillation import Condition, Prompt
 from dds_train.distillation.guidance import guided_eps
 
 OTHER = {"weight": "sigma2", "pools": [2], "patches": 8, "clean_below": 950, "stride": 5, "iterations": 1}
@@ -45,7 +45,8 @@ def test_every_option_of_every_loss_arrives(tiny: Callable[[str], Path], loss: s
     teacher = parts.teacher()
     draws = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = torch.randn(3, 2, 5, 32, generator=torch.Generator().manual_seed(1))
-    source, target = Condition(text[0], text[1], text[2]), Condition(text[1] + text[2], text[1], text[2])
+    first, second, null, negative = (Prompt({"text": one}) for one in (text[0], text[1] + text[2], text[1], text[2]))
+    source, target = Condition(first, null, negative), Condition(second, null, negative)
 
     def gradient(**changed: Any) -> Tensor:
         made = build.build_loss(OmegaConf.merge(OmegaConf.load(CONF / "loss" / f"{loss}.yaml"), changed), parts)  # type: ignore[arg-type]
@@ -61,7 +62,7 @@ def test_a_negative_prompt_arrives(tiny: Callable[[str], Path]) -> None:
     one, other = (text.condition("a lion", negative).negative for negative in ("blurry", "ugly"))
     assert one is not None
     assert other is not None
-    assert not torch.equal(one, other)
+    assert not torch.equal(one["text"], other["text"])
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])

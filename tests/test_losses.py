@@ -5,7 +5,7 @@ import torch
 from gaussian import NULL_SPREAD, SPREAD, GaussianTeacher, condition, schedule
 from torch import Tensor
 
-from dds_train.distillation import LOSSES, Condition, NoiseSchedule, dds_loss, sds_loss
+from dds_train.distillation import LOSSES, Condition, NoiseSchedule, Prompt, dds_loss, sds_loss
 from dds_train.distillation.guidance import guided_eps
 from dds_train.distillation.inject import inject
 from dds_train.methods.optimize import optimize_latent
@@ -59,14 +59,16 @@ def test_edits_of_one_image_share_its_source_branch(teacher: GaussianTeacher, lo
     rows = []
 
     class Counting(GaussianTeacher):
-        def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
             rows.append(len(z_t))
-            return super().predict_eps(z_t, t, text)
+            return super().predict_eps(z_t, t, prompt)
 
     z_source, z_target, eps = latents(0), torch.cat([latents(1), latents(3)]), latents(2)
     source, targets = condition(0.2, BATCH), [condition(1.5, BATCH), condition(-2.0, BATCH)]
     order = [0, 3, 1, 4, 2, 5]  # the edits of one image follow one another
-    both = Condition(torch.cat([c.text for c in targets])[order], torch.cat([c.null for c in targets])[order])
+    both = Condition(
+        *(Prompt.cat(prompts)[torch.tensor(order)] for prompts in zip(*((c.text, c.null) for c in targets), strict=True))
+    )
     counting = Counting(teacher.schedule)
     shared = LOSSES[loss](counting, z_source, z_target[order], source, both, T, eps, guidance).grad
     for number, target in enumerate(targets):
@@ -121,8 +123,8 @@ def test_injection_survives_half_precision() -> None:
 
 def test_no_gradient_reaches_the_source_or_the_prompts(teacher: GaussianTeacher) -> None:
     z_source, z_target = latents(0).requires_grad_(), latents(1).requires_grad_()
-    text = condition(0.2, BATCH).text.clone().requires_grad_()
-    source = Condition(text=text, null=condition(0, BATCH).null)
+    text = condition(0.2, BATCH).text["text"].clone().requires_grad_()
+    source = Condition(text=Prompt({"text": text}), null=condition(0, BATCH).null)
     dds_loss(teacher, z_source, z_target, source, condition(1.5, BATCH), T, latents(2), 2.0).loss.backward()
     assert z_target.grad is not None
     assert z_source.grad is None
@@ -133,9 +135,9 @@ def test_nulls_are_evaluated_only_with_guidance(teacher: GaussianTeacher) -> Non
     sizes = []
 
     class Counting(GaussianTeacher):
-        def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
             sizes.append(len(z_t))
-            return super().predict_eps(z_t, t, text)
+            return super().predict_eps(z_t, t, prompt)
 
     arguments = (latents(0), latents(1), condition(0.2, BATCH), condition(1.5, BATCH), T, latents(2))
     for loss in (dds_loss, sds_loss):

@@ -9,9 +9,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from dds_train.diffusion import DiffusionCheckpoint, Teacher
-from dds_train.distillation import NoiseSchedule
+from dds_train.distillation import NoiseSchedule, Prompt
 from dds_train.distillation.rng import draw, seeded_rng
-from dds_train.errors import UserError
 
 ORACLE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SCHEDULE = NoiseSchedule.from_alphas_cumprod(ORACLE.alphas_cumprod)
@@ -49,7 +48,9 @@ def test_teacher_agrees_with_diffusers(tiny: Callable[[str], Path], kind: str) -
         raw = unet(z_t, t, encoder_hidden_states=text).sample
     x0 = scheduler.step(raw, 400, z_t).pred_original_sample
     alpha, sigma = teacher.schedule.at(t)
-    torch.testing.assert_close(teacher.predict_eps(z_t, t, text), (z_t - alpha * x0) / sigma, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        teacher.predict_eps(z_t, t, Prompt({"text": text})), (z_t - alpha * x0) / sigma, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_teacher_keeps_out_of_modules(tiny: Callable[[str], Path]) -> None:
@@ -70,18 +71,12 @@ def test_autocast_does_not_reach_the_teacher(tiny: Callable[[str], Path]) -> Non
     checkpoint = DiffusionCheckpoint(str(tiny("epsilon")))
     teacher, autoencoder = checkpoint.teacher(), checkpoint.autoencoder()
     z_t, t, text, image = torch.randn(1, 4, 8, 8), torch.tensor([400]), torch.randn(1, 77, 32), torch.rand(1, 3, 32, 32)
-    outside = teacher.predict_eps(z_t, t, text), autoencoder.encode(image)
+    prompt = Prompt({"text": text})
+    outside = teacher.predict_eps(z_t, t, prompt), autoencoder.encode(image)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = teacher.predict_eps(z_t, t, text), autoencoder.encode(image)
+        inside = teacher.predict_eps(z_t, t, prompt), autoencoder.encode(image)
     assert torch.equal(outside[0], inside[0])
     assert torch.equal(outside[1], inside[1])
-
-
-def test_sdxl_is_refused(tiny: Callable[[str], Path]) -> None:
-    unet = UNet2DConditionModel.from_pretrained(tiny("epsilon") / "unet")
-    unet.register_to_config(addition_embed_type="text_time")
-    with pytest.raises(UserError, match="SDXL"):
-        Teacher(unet, SCHEDULE, "epsilon")
 
 
 def test_draws_differ_by_every_part_of_the_key_and_repeat() -> None:

@@ -10,7 +10,7 @@ from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.distillation import LOSSES, Condition
+from dds_train.distillation import LOSSES, Condition, Prompt
 from dds_train.distillation.cache import SourceCache
 from dds_train.errors import UserError
 from dds_train.methods.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
@@ -25,7 +25,13 @@ def latents(count: int, seed: int = 0, size: int = 8) -> Tensor:
 
 
 def joined(*parts: Condition) -> Condition:
-    return Condition(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Condition)))
+    return Condition(*(Prompt.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Condition)))
+
+
+def random_conditions() -> tuple[Condition, Condition]:
+    text = torch.randn(3, 1, 5, 32, generator=torch.Generator().manual_seed(1))
+    source, target, null, negative = (Prompt({"text": one}) for one in (text[0], text[1] + text[2], text[1], text[2]))
+    return Condition(source, null, negative), Condition(target, null, negative)
 
 
 def last(*arguments: object, **settings: object) -> Step:
@@ -74,8 +80,7 @@ def test_a_mask_holds_for_every_loss(tiny: Callable[[str], Path], name: str) -> 
     teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
     z, mask = latents(2).float(), torch.zeros(2, 1, 8, 8)
     mask[0, :, :3], mask[1, :, :, 4:] = 1, 1
-    text = torch.randn(3, 1, 5, 32, generator=torch.Generator().manual_seed(1))
-    source, target = Condition(text[0], text[1], text[2]), Condition(text[1] + text[2], text[1], text[2])
+    source, target = random_conditions()
     out = last(teacher, z, source, target, loss=name, steps=2, lr=1.0, mask=mask, optimizer=lambda p: torch.optim.Adam(p)).z
     moved = (out != z).any(dim=1, keepdim=True)
     assert torch.equal(moved, mask > 0)
@@ -85,9 +90,9 @@ def test_the_automatic_mask_is_where_the_prompts_disagree() -> None:
     class Local(GaussianTeacher):
         """Says the same under all prompts, but for one corner."""
 
-        def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            same = super().predict_eps(z_t, t, torch.ones_like(text))
-            same[:, :, :3, :2] += text[:, :1, :1, None]
+        def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+            same = super().predict_eps(z_t, t, Prompt({"text": torch.ones_like(prompt["text"])}))
+            same[:, :, :3, :2] += prompt["text"][:, :1, :1, None]
             return same
 
     mask = automatic_mask(Local(TEACHER.schedule), latents(2), condition(0.2), condition(1.5))
@@ -197,9 +202,9 @@ def test_momentum_does_not_carry_an_edit_at_rest_away() -> None:
 class Counting(GaussianTeacher):
     rows = 0
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         Counting.rows += len(z_t)
-        return super().predict_eps(z_t, t, text)
+        return super().predict_eps(z_t, t, prompt)
 
 
 def counted(run: Callable[[], Step]) -> tuple[int, Step]:
@@ -251,8 +256,7 @@ def test_nothing_is_taken_for_something_else(change: str) -> None:
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_every_loss_is_the_same_with_a_memory(tiny: Callable[[str], Path], name: str) -> None:
     teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
-    text = torch.randn(3, 1, 5, 32, generator=torch.Generator().manual_seed(1))
-    source, target = Condition(text[0], text[1], text[2]), Condition(text[1] + text[2], text[1], text[2])
+    source, target = random_conditions()
     z, cached = latents(1).float(), SourceCache(teacher, {})
     plain = last(teacher, z, source, target, loss=name, steps=2).z
     for _ in range(2):
@@ -264,7 +268,7 @@ def test_one_image_twice_in_a_batch_is_asked_once() -> None:
     cached = SourceCache(Counting(TEACHER.schedule), {})
     rows, _ = counted(lambda: last(cached, z, condition(0.2), joined(condition(1.5), condition(-2.0)), steps=1))
     assert rows == 2 + 4
-    assert (cached.asked, cached.found) == (4, 2)
+    assert (cached.queries, cached.hits) == (4, 2)
 
 
 def test_a_store_is_a_dict_of_tensors(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("optimize", ["auto_mask.timestep=1000"], "within [0,1000]"),
         ("optimize", ["loss=nfsd", "loss.negative=null"], "loss.negative"),
         ("optimize", ["loss=pds", "t_range=[1,500]"], "within [2,1000]"),
-        ("optimize", ["loss.weight=sigma"], "take one or sigma2"),
+        ("optimize", ["loss.weight=sigma"], "loss.weight must be one of one, sigma2"),
     ],
 )
 def test_refused_in_one_line(tiny: Callable[[str], Path], folder: Path, command: str, wrong: list[str], says: str) -> None:

@@ -68,7 +68,7 @@ def build(folder: Path, tasks: dict[str, Task] = TASKS, **changes: Any) -> Disti
         "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3),
         "scheduler": lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0),
         "seed": 0,
-        "card": TranslatorConfig(tasks, str(folder), SHAPE),
+        "translator_config": TranslatorConfig(tasks, str(folder), SHAPE),
     }
     return DistillationModule(**{**arguments, **changes})
 
@@ -139,7 +139,7 @@ def test_checkpoints_hold_the_translator_alone(tiny: Callable[[str], Path], tmp_
     assert all(name.startswith("translator.") for name in saved["state_dict"])
     # What predict reads is the average, which is also what training ends with.
     translator, card = load_translator(path)
-    assert card == module.card
+    assert card == module.translator_config
     for name, tensor in translator.state_dict().items():
         assert torch.equal(tensor, module.translator.state_dict()[name])
         assert torch.equal(tensor, saved["state_dict"][f"translator.{name}"])

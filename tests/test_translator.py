@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dds_train.distillation import Prompt
 from dds_train.errors import UserError
 from dds_train.translator import Task, TranslatorConfig, UNetTranslator, export_translator, load_translator
 
@@ -23,8 +24,8 @@ def trained() -> UNetTranslator:
     return translator.eval()
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(3, 4, 9, 6), torch.randn(3, 7, 32)
+def inputs() -> tuple[torch.Tensor, Prompt]:
+    return torch.randn(3, 4, 9, 6), Prompt({"text": torch.randn(3, 7, 32)})
 
 
 def test_at_birth_the_output_is_the_input() -> None:
@@ -44,7 +45,9 @@ def test_strength_scales_the_change() -> None:
 def test_the_instruction_matters() -> None:
     translator, (z, text) = trained(), inputs()
     with torch.no_grad():
-        assert not torch.allclose(translator(z, text, torch.ones(3)), translator(z, text.flip(0), torch.ones(3)))
+        assert not torch.allclose(
+            translator(z, text, torch.ones(3)), translator(z, text[torch.tensor([2, 1, 0])], torch.ones(3))
+        )
 
 
 def test_export_round_trip(tmp_path: Path) -> None:
@@ -67,12 +70,12 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "other" / "config.json").write_text(json.dumps(wrong))
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    torch.save({"card": print}, tmp_path / "code.ckpt")
+    torch.save({"translator_config": print}, tmp_path / "code.ckpt")
     (tmp_path / "empty").mkdir()
     for name, reason in {
         "identity": "no such file",
-        "later": "format 99",
-        "other": "not ours",
+        "later": "newer format 99",
+        "other": "corrupted, or not a translator",
         "text.ckpt": "not a checkpoint",
         "foreign.ckpt": "not one of dds_train",
         "code.ckpt": "not a checkpoint",

@@ -62,7 +62,7 @@ def test_two_hundred_pictures(tmp_path: Path) -> None:
 
     # A translator that was not trained yet leaves everything as it is: the codec alone speaks.
     parts = DiffusionCheckpoint("bundled")
-    width = parts.text_encoder().embed("").shape[-1]
+    width = parts.text_encoder().embed("")["text"].shape[-1]
     network = UNetTranslator(parts.autoencoder().channels, width, channels=[16], attention=[False], depth=1, heads=1, groups=8)
     tasks = {"lion": Task("a cat", "a lion", "a lion")}
     export_translator(tmp_path / "translator", network, TranslatorConfig(tasks, "bundled", network.config))

@@ -1,6 +1,7 @@
 """VSD between its two ends: a student that knows nothing yet, and one that knows the edit perfectly."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from dds_train import build
 from dds_train.cli.main import CONF
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.distillation import LOSSES, Condition, NoiseSchedule
+from dds_train.distillation import LOSSES, Condition, NoiseSchedule, Prompt, make_loss
 from dds_train.distillation.variational import VariationalLoss
 from dds_train.errors import UserError
 from dds_train.methods.optimize import optimize_latent
@@ -29,8 +30,8 @@ Z, EPS = randn(0, 2, 4, 8, 8), randn(1, 2, 4, 8, 8)
 
 
 def conditions() -> tuple[Condition, Condition]:
-    text = randn(2, 3, 2, 5, 32)
-    return Condition(text[0], text[2]), Condition(text[1], text[2])
+    source, target, null = (Prompt({"text": text}) for text in randn(2, 3, 2, 5, 32))
+    return Condition(source, null), Condition(target, null)
 
 
 class PointStudent:
@@ -45,7 +46,7 @@ class PointStudent:
     def reset(self) -> None:
         self.point.data.zero_()
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         alpha, sigma = self.schedule.at(t)
         return (z_t - alpha * self.point) / sigma
 
@@ -84,8 +85,8 @@ def test_with_a_new_student_guidance_alone_is_left(tiny: Callable[[str], Path], 
 
 def test_each_run_starts_anew(tiny: Callable[[str], Path]) -> None:
     parts = DiffusionCheckpoint(str(tiny("epsilon")))
-    source, target = (Condition(c.text[:1], c.null[:1]) for c in conditions())
-    loss = build.build_loss(OmegaConf.load(CONF / "loss" / "vsd.yaml"), parts)  # type: ignore[arg-type]
+    source, target = (condition[:1] for condition in conditions())
+    loss = make_loss("vsd", student=partial(LoRAStudent, parts))
     runs = []
     for _ in range(2):
         *_, last = optimize_latent(parts.teacher(), Z, source, target, loss=loss, steps=3)

@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> None:
     with Record(output_dir, "evaluate") as record:
         record.claim(
             {
-                "teacher": build.build_checkpoint(cfg.teacher, device).fingerprint("unet", "scheduler", "vae", "text_encoder"),
+                "teacher": build.build_checkpoint(cfg.teacher, device).digest(),
                 "dtype": cfg.teacher.dtype,
                 **{key: plain[key] for key in ("seed", "max_side", "source", "target")},
                 **({"critters": {key: plain["critters"][key] for key in ("source", "edit")}} if cfg.image is None else {}),

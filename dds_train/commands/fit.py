@@ -54,13 +54,13 @@ def run(cfg: DictConfig) -> None:
         autoencoder=checkpoint.autoencoder() if "image" in data.held_out else None,
         tasks=bank,
         t_range=build.build_t_range(cfg.t_range, len(teacher.schedule), cfg.loss),
-        card=TranslatorConfig(tasks=tasks, teacher=checkpoint.path, translator=translator.config),
+        translator_config=TranslatorConfig(tasks=tasks, teacher=checkpoint.path, translator=translator.config),
         **settings,
     )
     # In front, because scores want the averaged weights, and the hook of EMA puts the raw ones back.
     trainer.callbacks[:0] = pictures_and_scores(cfg, tasks, source, data, checkpoint)  # type: ignore[attr-defined]
     if resume:
-        check_same_task(*resume, module.card)
+        check_same_task(*resume, module.translator_config)
     if trainer.is_global_zero:
         build.keep_earlier_metrics(output_dir)
         build.save_config(cfg, output_dir)
@@ -204,7 +204,7 @@ def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule) -> 
     notes = f"Trained for {trainer.global_step} steps of {cfg.batch_size} images on each of {trainer.world_size} devices.\n"
     output_dir = Path(cfg.output_dir)
     module.translator.load_state_dict(read_weights(output_dir / "checkpoints" / "last.ckpt"))
-    export_translator(output_dir / "translator", module.translator, module.card, notes)
+    export_translator(output_dir / "translator", module.translator, module.translator_config, notes)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
             print(f"best        {cfg.best.metric}={callback.best_model_score:.3f}: {callback.best_model_path}")

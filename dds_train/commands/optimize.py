@@ -32,7 +32,7 @@ def run(config: DictConfig) -> None:
         batches = make_batches(todo, config.batch_size, config.max_side)
         checkpoint = build.build_checkpoint(config.teacher, find_device(config.device))
         optimize, settings = build_optimizer(config, checkpoint), build.plain(config, unused=UNUSED)
-        weights = checkpoint.fingerprint("unet", "scheduler", "vae", "tokenizer", "text_encoder")
+        weights = checkpoint.digest()
         settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": weights}
         record.claim(settings, free=FREE)
         build.save_config(config, folder, unused=UNUSED)

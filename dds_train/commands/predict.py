@@ -74,7 +74,7 @@ def build_translator(config: DictConfig, trained: TranslatorConfig) -> Translato
 def settings(config: DictConfig, trained: TranslatorConfig, task: Task | None, translator: Translator) -> dict[str, Any]:
     """What results depend on, besides the images; the contents of masks count for each image."""
     checkpoint, own = translator.checkpoint, build.plain(config, unused=UNUSED)
-    teacher = {"dtype": str(checkpoint.dtype), "weights": checkpoint.fingerprint("vae", "tokenizer", "text_encoder")}
+    teacher = {"dtype": str(checkpoint.dtype), "weights": checkpoint.digest("vae", "text")}
     if config.mask == AUTO or trained.translator["kind"] == "lora":
-        teacher["denoiser"] = checkpoint.fingerprint("unet", "scheduler")
+        teacher["denoiser"] = checkpoint.digest("denoiser", "scheduler")
     return {**own, "task": task and task.to_dict(), "ckpt": weights_digest(Path(config.ckpt)), "teacher": teacher}

@@ -81,9 +81,9 @@ class ShardSource:
         for note in self.notes:
             print(f"note: {note}", flush=True)
         if self.manifest and self.latents:
-            self._check("vae", "vae")
+            self._check("vae")
         if self.manifest:
-            self._check("text_encoder", "tokenizer", "text_encoder")
+            self._check("text")
 
     @cached_property
     def captions(self) -> list[str]:
@@ -110,14 +110,15 @@ class ShardSource:
     def dataset(self) -> "ShardDataset":
         return ShardDataset(self.samples, self.latents, self.size)
 
-    def _check(self, name: str, *parts: str) -> None:
+    def _check(self, part: str) -> None:
         assert self.manifest is not None
         made_by = self.manifest["teacher"]
         try:
-            fingerprint = self.checkpoint.fingerprint(*parts)
+            digest = self.checkpoint.digest(part)
         except UserError:
             return  # not on this disk, so there is nothing to compare with
-        if made_by[name] != fingerprint:
+        if made_by[part] != digest:
+            name = {"vae": "VAE", "text": "text encoder"}[part]
             raise UserError(
                 f"data.path={self.shards[0].parent}: made with another {name} (that of {made_by['path']}) than "
                 f"teacher.path={self.checkpoint.path}; take that teacher, or synthesize the data set again"

@@ -2,7 +2,7 @@
 
 DIR/shard-00000.tar ...   NAME.png, NAME.z.npy (latent of that png), NAME.json (prompt, its row in the table, seed, score)
 DIR/prompts.safetensors   embeddings of all prompts
-DIR/manifest.json         checksums, fingerprints of the teacher, sampling settings; written last, when all shards are complete
+DIR/manifest.json         checksums, digests of the teacher, sampling settings; written last, when all shards are complete
 DIR/recipe.json           settings that determine the data set; written first
 DIR/preview.png           the first images
 """
@@ -47,7 +47,7 @@ class Recipe:
     steps: int
     seed: int
     per_shard: int
-    teacher: str  # fingerprint of all models that sample
+    teacher: str  # digest of the checkpoint
     score: str | None = None  # name of the filter's model, if there is a filter
     least: float = 0.0  # the score below which an image is sampled again
     tries: int = 1
@@ -61,8 +61,7 @@ class Recipe:
 
 
 def recipe_for(checkpoint: DiffusionCheckpoint, prompts: Iterable[str], **settings: Any) -> Recipe:
-    teacher = checkpoint.fingerprint("unet", "vae", "tokenizer", "text_encoder", "scheduler")
-    return Recipe(prompts=tuple(prompts), teacher=teacher, **settings)
+    return Recipe(prompts=tuple(prompts), teacher=checkpoint.digest(), **settings)
 
 
 def synthesize(
@@ -221,9 +220,9 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
         "shards": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths],
         "teacher": {
             "path": checkpoint.path,
-            "vae": checkpoint.fingerprint("vae"),
-            "text_encoder": checkpoint.fingerprint("tokenizer", "text_encoder"),
-            "unet": checkpoint.fingerprint("unet", "scheduler"),
+            "vae": checkpoint.digest("vae"),
+            "text": checkpoint.digest("text"),
+            "denoiser": checkpoint.digest("denoiser", "scheduler"),
         },
         "latents": list(z.shape[1:]),
         "image": list(images.shape[1:]),

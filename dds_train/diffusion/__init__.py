@@ -1,4 +1,4 @@
-"""A Stable Diffusion checkpoint cut into parts, each loaded alone: UNet, codec (VAE), text encoder, sampler."""
+"""Diffusion checkpoints and their parts, each loaded alone: denoiser, VAE, text encoder, sampler."""
 
 from dds_train.diffusion.autoencoder import Autoencoder
 from dds_train.diffusion.checkpoint import DiffusionCheckpoint

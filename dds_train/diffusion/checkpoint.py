@@ -1,35 +1,54 @@
-"""Where the frozen parts come from: the bundled teacher, a folder in diffusers' layout, or a model hub."""
+"""Diffusion checkpoints: the bundled teacher, a folder in diffusers' layout, or a repository of a model hub."""
 
-import hashlib
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+import transformers
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
+from torch import nn
 
 from dds_train import hub
 from dds_train.diffusion.autoencoder import Autoencoder
+from dds_train.diffusion.families import FAMILIES, Family
 from dds_train.diffusion.frozen import Frozen
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.noise import NoiseSchedule
 from dds_train.errors import UserError
+from dds_train.runs.digest import digest, file_digest
 
 BUNDLED = Path(__file__).parents[1] / "critters" / "teacher"
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+TEXT = ("tokenizer", "text_encoder")  # the folders that begin so
+# The files that from_pretrained reads. Of weights the first one that exists: safetensors before pickles.
+CONFIGS = ("config.json", "scheduler_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
+)  # fmt: skip
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DiffusionCheckpoint:
-    """A text-to-image diffusion checkpoint, whose parts load one at a time, each when it is first asked for.
+    """A text-to-image diffusion checkpoint. Each part is loaded on first use.
 
     Attributes:
         path: "bundled" (the critters teacher), a folder that holds model_index.json, or a hub id ("owner/name").
         device: where the parts go.
-        dtype: precision of UNet and text encoder; the codec stays in float32, where no checkpoint overflows.
+        dtype: precision of denoiser and text encoders; the VAE stays in float32, where no checkpoint overflows.
+
+    Raises:
+        UserError: from whatever needs a part, if it is not there, cannot be read, or is of a family that is not supported.
     """
 
     path: str
@@ -38,24 +57,67 @@ class DiffusionCheckpoint:
 
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def family(self) -> Family:
+        name = self._index.get("_class_name")
+        if name not in FAMILIES:
+            supported = ", ".join(f"{family.name} ({known})" for known, family in FAMILIES.items())
+            raise UserError(f"teacher.path={self.path}: checkpoints of {name} are not supported; supported: {supported}")
+        return FAMILIES[name]
+
     def teacher(self) -> Teacher:
         return self._once("teacher", self._load_teacher)
 
     def autoencoder(self) -> Autoencoder:
-        return self._once("autoencoder", lambda: Autoencoder(_load(AutoencoderKL, self._folder("vae"), "vae"), self.device))
+        return self._once("autoencoder", lambda: Autoencoder(self._load("vae"), self.family, self.device))
 
     def text_encoder(self) -> TextEncoder:
         return self._once("text_encoder", self._load_text_encoder)
 
     def release(self, *parts: str) -> None:
-        """Forget "teacher", "autoencoder" or "text_encoder": its memory is free once nobody else holds it."""
+        """Forget "teacher", "autoencoder" or "text_encoder": its memory is free once nothing else holds it."""
         for part in parts:
             self._loaded.pop(part, None)
 
-    def load_unet(self) -> UNet2DConditionModel:
-        """A frozen UNet of the caller's own, not the one that `teacher` returns."""
-        unet = _load(UNet2DConditionModel, self._folder("unet"), "unet")
-        return Frozen(unet, self.device, self.dtype).network
+    def load_denoiser(self) -> nn.Module:
+        """A frozen denoising network of the caller's own, not the one that `teacher` returns."""
+        family = self.family
+        try:
+            family.check(*(self._config(part) for part in (family.denoiser, "vae", "text_encoder")))
+        except ValueError as error:
+            raise UserError(f"teacher.path={self.path}: {error}; supported: {family.name}") from error
+        return Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network
+
+    def sampler(self) -> DPMSolverMultistepScheduler:
+        """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
+        config = self._load("scheduler", DDIMScheduler).config
+        return DPMSolverMultistepScheduler.from_config(config, prediction_type="epsilon", timestep_spacing="trailing")
+
+    def ddim(self) -> DDIMScheduler:
+        """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
+        config = self._load("scheduler", DDIMScheduler).config
+        return DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False)
+
+    def ddim_inverse(self) -> DDIMInverseScheduler:
+        """`ddim` in reverse, from images to noise."""
+        return DDIMInverseScheduler.from_config(self.ddim().config)
+
+    def image_size(self) -> tuple[int, int]:
+        """The side in pixels of the images it was trained on, and the VAE's pixels per latent. Loads no weights."""
+        factor = self.family.vae_factor(self._config("vae"))
+        return max(self.family.shape(self._config(self.family.denoiser)).size) * factor, factor
+
+    def digest(self, *parts: str) -> str:
+        """The identity of what is loaded as `parts`: a digest of all bytes of the weights and of the configurations.
+
+        Args:
+            parts: "denoiser", "text" (tokenizers and text encoders), "vae", "scheduler"; all of them by default.
+        """
+        folders: list[str] = []
+        for part in parts or ("denoiser", "vae", "text", "scheduler"):
+            folders += [self.family.denoiser] if part == "denoiser" else self._text_parts if part == "text" else [part]
+        root = self._folder(*folders)
+        return digest({name: _part_digests(root / name) for name in folders})
 
     def _once(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self._loaded:
@@ -63,53 +125,52 @@ class DiffusionCheckpoint:
         return self._loaded[name]
 
     def _load_teacher(self) -> Teacher:
-        folder = self._folder("unet", "scheduler")
-        unet = _load(UNet2DConditionModel, folder, "unet")
-        scheduler = _load(DDIMScheduler, folder, "scheduler")
+        network, scheduler = self.load_denoiser(), self._load("scheduler", DDIMScheduler)
         schedule = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod)
-        return Teacher(unet, schedule, scheduler.config.prediction_type, self.device, self.dtype)
+        return Teacher(network, self.family, schedule, scheduler.config.prediction_type, self.device, self.dtype)
 
     def _load_text_encoder(self) -> TextEncoder:
-        folder = self._folder("tokenizer", "text_encoder")
-        tokenizer, model = _load(CLIPTokenizer, folder, "tokenizer"), _load(CLIPTextModel, folder, "text_encoder")
-        return TextEncoder(tokenizer, model, self.device, self.dtype)
+        family, pipeline = self.family, getattr(diffusers, self._index["_class_name"])
+        parameters = inspect.signature(pipeline).parameters
+        options = {name: value for name, value in self._index.items() if name in parameters and not isinstance(value, list)}
+        components = {name: None for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+        components |= {name: self._load(name) for name in self._text_parts}
+        return TextEncoder(pipeline(**components, **{**options, **family.pipeline_options}), family, self.device, self.dtype)
 
-    def sampler(self) -> DPMSolverMultistepScheduler:
-        """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
-        scheduler = _load(DDIMScheduler, self._folder("scheduler"), "scheduler")
-        return DPMSolverMultistepScheduler.from_config(scheduler.config, prediction_type="epsilon", timestep_spacing="trailing")
+    def _load(self, part: str, of: Any = None) -> Any:
+        """A part as the class that model_index.json names for it, or as another."""
+        family, folder = self.family, self._folder(part) / part
+        if not folder.is_dir():
+            raise UserError(f"teacher.path={self.path}: no folder {part} there; a {family.name} checkpoint has one")
+        try:
+            library, name = self._index[part]
+            of = of or getattr(LIBRARIES[library], name)
+            if not issubclass(of, nn.Module):
+                return of.from_pretrained(folder)
+            # transformers reports sizes that do not fit; diffusers raises a message that names them.
+            options = {"ignore_mismatched_sizes": True} if library == "transformers" else {}
+            network, info = of.from_pretrained(folder, output_loading_info=True, **options)
+        except Exception as error:  # whatever the two libraries raise for files that they cannot read
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"teacher.path={self.path}: {part} does not load: {reason}") from error
+        wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+        if wrong:
+            raise UserError(f"teacher.path={self.path}: {part} lacks {len(wrong)} of its weights, such as {wrong[0]}")
+        return network
 
-    def ddim(self) -> DDIMScheduler:
-        """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
-        scheduler = _load(DDIMScheduler, self._folder("scheduler"), "scheduler")
-        return DDIMScheduler.from_config(scheduler.config, prediction_type="epsilon", clip_sample=False)
+    @property
+    def _index(self) -> dict[str, Any]:
+        return self._once("index", lambda: _read_json(self._folder() / "model_index.json"))
 
-    def ddim_inverse(self) -> DDIMInverseScheduler:
-        """`ddim`, walked the other way."""
-        return DDIMInverseScheduler.from_config(self.ddim().config)
+    @property
+    def _text_parts(self) -> list[str]:
+        return [name for name, value in self._index.items() if name.startswith(TEXT) and value[0] is not None]
 
-    def image_size(self) -> tuple[int, int]:
-        """The side in pixels of the teacher's own pictures, and the codec's pixels per latent. Loads no weights."""
-        folder = self._folder("unet", "vae")
-        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-        latents, factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
-        return (latents if isinstance(latents, int) else max(latents)) * factor, factor
-
-    def fingerprint(self, *parts: str) -> str:
-        """Changes with the weights of `parts` ("unet", "vae", "text_encoder", "tokenizer", "scheduler"): a hash over their
-        configurations and the start of each weight file."""
-        folder, digest = self._folder(*parts), hashlib.sha256()
-        for part in parts:
-            if not (folder / part).is_dir():
-                raise UserError(f"teacher.path={self.path}: no folder {part} there; give a whole folder in diffusers' layout")
-            for file in sorted((folder / part).iterdir()):
-                digest.update(f"{part}/{file.name}:{file.stat().st_size}".encode())
-                with file.open("rb") as content:
-                    digest.update(content.read(2**24))
-        return digest.hexdigest()
+    def _config(self, part: str) -> dict[str, Any]:
+        return _read_json(self._folder() / part / "config.json")
 
     def _folder(self, *parts: str) -> Path:
-        """The local folder that holds `parts`, fetched from the hub if `path` is an id; nothing else is fetched."""
+        """The local folder that holds `parts` and all configurations; of a hub's repository nothing else is fetched."""
         if self.path == "bundled":
             return BUNDLED
         folder = Path(self.path).expanduser()
@@ -119,28 +180,44 @@ class DiffusionCheckpoint:
             return folder
         if self.path.count("/") != 1 or self.path[0] in "./~":
             raise UserError(f"teacher.path={self.path}: no such folder, and not a hub id such as owner/name")
-        return self._fetch(*parts)
+        return self._once(f"folder of {parts}", lambda: self._fetch(parts))
 
-    def _fetch(self, *parts: str) -> Path:
+    def _fetch(self, parts: Iterable[str]) -> Path:
         from huggingface_hub import snapshot_download
 
-        wanted = ["model_index.json", *(f"{part}/*" for part in parts)]
-        unwanted = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*.non_ema.*"]
+        allow = ["model_index.json", "*/config.json", *(f"{part}/*" for part in parts)]
+        ignore = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*.non_ema.*"]
         try:
             offline = not hub.reachable()
-            found = snapshot_download(self.path, allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=offline)
-            return Path(found)
+            return Path(snapshot_download(self.path, allow_patterns=allow, ignore_patterns=ignore, local_files_only=offline))
         except Exception as error:  # whatever the hub's client raises when it cannot deliver
             raise UserError(
                 f"teacher.path={self.path} is not on this disk and the hub did not deliver it ({type(error).__name__}); "
-                f"download it where there is a network (huggingface-cli download {self.path} --local-dir DIR) "
-                "and give teacher.path=DIR"
+                f"download it where there is a network (hf download {self.path} --local-dir DIR) and give teacher.path=DIR"
             ) from error
 
 
-def _load(part: Any, folder: Path, name: str) -> Any:
+def _part_digests(folder: Path) -> dict[str, Any]:
+    """File -> digest, of what from_pretrained reads in `folder`."""
+    if not folder.is_dir():
+        raise UserError(f"teacher: no folder {folder}; give a whole folder in diffusers' layout")
+    weights = [name for name in WEIGHTS if (folder / name).is_file()][:1]
+    if weights and weights[0].endswith(".index.json"):
+        weights += sorted(set(_read_json(folder / weights[0])["weight_map"].values()))
+    files = [name for name in (*TOKENIZER_FILES, *weights) if (folder / name).is_file()]
+    # Without "_diffusers_version" and the like, which differ between copies of one checkpoint.
+    configs = {
+        name: {
+            key: value for key, value in _read_json(folder / name).items() if key[0] != "_" and key != "transformers_version"
+        }
+        for name in CONFIGS
+        if (folder / name).is_file()
+    }
+    return {**configs, **{name: file_digest(folder / name) for name in files}}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return part.from_pretrained(folder / name)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"teacher: {folder / name} does not load as a {part.__name__}: {reason}") from error
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher: {path} cannot be read as JSON: {error}") from error

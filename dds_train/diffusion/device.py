@@ -1,4 +1,4 @@
-"""Which device to work on."""
+"""The device to work on."""
 
 import torch
 
@@ -9,7 +9,7 @@ def find_device(name: str = "auto") -> str:
     """The device of that name; auto takes a GPU if there is one.
 
     Raises:
-        UserError: if there is none of that name here.
+        UserError: if there is no such device here.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Frozen is a type, not a flag."""
+"""Frozen networks."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from typing_extensions import Self
 
 
 class Frozen:
-    """Holds a network that is used and never trained.
+    """Holder of a network that is used and never trained.
 
     Deliberately not an `nn.Module`: as an attribute of one it stays out of checkpoints, of DDP's broadcasts and of
-    optimisers, and nobody's ``train()`` reaches it. Copies share it.
+    optimisers, and no ``train()`` reaches it. Copies share it.
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -28,7 +28,7 @@ class Frozen:
         return self
 
     def own_precision(self) -> torch.autocast:
-        """Switches off the trainer's autocast, which would cast the frozen weights anew at every call, and to its own type."""
+        """A context without the trainer's autocast, which would cast the frozen weights anew at every call."""
         return torch.autocast(self.device.type, enabled=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

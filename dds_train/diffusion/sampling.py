@@ -1,4 +1,4 @@
-"""New latents from prompts, by the teacher and one of diffusers' schedulers."""
+"""Sampling latents with the teacher and a diffusers scheduler."""
 
 from collections.abc import Sequence
 
@@ -23,15 +23,15 @@ def sample_latents(
     guidance: float = 4.0,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Draw one latent for each seed.
+    """Sample one latent for each seed.
 
-    The starting noise of an image depends on its seed alone, so the batch it is drawn in does not change it.
+    The starting noise of an image depends on its seed alone, so the batch it is sampled in does not change it.
 
     Args:
         scheduler: a diffusers scheduler made for noise prediction.
         condition: prompts of the B images.
         seeds: B of them.
-        size: (h, w) of the latents; the teacher's own if not given.
+        size: (h, w) of the latents; the teacher's own by default.
 
     Returns:
         scaled latents [B,C,h,w]
@@ -48,7 +48,7 @@ def sample_latents(
 def denoise(
     teacher: ScoreModel, scheduler: SchedulerMixin, z: Tensor, timesteps: Tensor, condition: Condition, guidance: float
 ) -> Tensor:
-    """z [B,C,h,w] taken through the scheduler's `timesteps`; `condition` has B prompts, or one."""
+    """Integrate z [B,C,h,w] over the scheduler's `timesteps`; `condition` has B prompts, or one."""
     condition = condition.expand(len(z))
     for t in timesteps:
         z_t = scheduler.scale_model_input(z, t)

@@ -1,4 +1,4 @@
-"""Contrastive Denoising Score: DDS, and a pull that keeps each place of the picture what it was like."""
+"""Contrastive Denoising Score: DDS with a patch-wise contrastive term that preserves structure."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,13 +11,14 @@ from dds_train.distillation.guidance import Condition
 from dds_train.distillation.inject import Distilled, inject
 from dds_train.distillation.linear import linear_loss, repeat_per_edit
 from dds_train.distillation.noise import ScoreModel
+from dds_train.distillation.prompt import Prompt
 
 
 class FeatureModel(ScoreModel, Protocol):
-    """A score model that can be looked into."""
+    """A score model with access to its self-attention features."""
 
-    def features(self, z_t: Tensor, t: Tensor, text: Tensor) -> list[Tensor]:
-        """What the decoder's self-attention layers put out, each [N,width,h',w'], float32; differentiable in z_t."""
+    def features(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> list[Tensor]:
+        """Outputs of the decoder's self-attention layers, each [N,width,h',w'], float32; differentiable in z_t."""
         ...
 
 
@@ -55,38 +56,38 @@ def cds_loss(
     dds = linear_loss("dds", teacher, z_source, z_target, source, target, t, eps, guidance, weight)
     edit_t, edit_eps = repeat_per_edit(t, z_target), repeat_per_edit(eps, z_target)
     with torch.no_grad():
-        fixed = teacher.features(teacher.schedule.add_noise(z_source, eps, t), t, source.text)
+        source_features = teacher.features(teacher.schedule.add_noise(z_source, eps, t), t, source.text)
     with torch.enable_grad():
         z = z_target.detach().requires_grad_()
-        moving = teacher.features(teacher.schedule.add_noise(z, edit_eps, edit_t), edit_t, target.text)
-        unlike = sum(
-            patch_nce(pooled(repeat_per_edit(was, z), pool), pooled(now, pool), edit_eps, patches, temperature).sum()
-            for was, now in zip(fixed, moving, strict=True)
+        target_features = teacher.features(teacher.schedule.add_noise(z, edit_eps, edit_t), edit_t, target.text)
+        nce = sum(
+            patch_nce(pooled(repeat_per_edit(before, z), pool), pooled(after, pool), edit_eps, patches, temperature).sum()
+            for before, after in zip(source_features, target_features, strict=True)
             for pool in pools
         )
-    (pull,) = torch.autograd.grad(unlike, z)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(nce, z)  # type: ignore[arg-type]
     height, width = z.shape[-2:]
-    return inject(z_target, dds.grad + contrast * height * width / 2000 * pull)
+    return inject(z_target, dds.grad + contrast * height * width / 2000 * gradient)
 
 
-def patch_nce(was: Tensor, now: Tensor, eps: Tensor, patches: int, temperature: float) -> Tensor:
-    """How badly the places of `now` are told apart by what they were, [B]: PatchNCE of CUT (arXiv 2007.15651, section 3), with
-    the features themselves compared by their cosine.
+def patch_nce(before: Tensor, after: Tensor, eps: Tensor, patches: int, temperature: float) -> Tensor:
+    """PatchNCE of CUT (arXiv 2007.15651, section 3), [B]: the cross-entropy of telling the places of `after` apart by their
+    features `before`, compared by their cosine.
 
     Args:
-        was, now: [B,width,h',w'].
+        before, after: [B,width,h',w'].
         eps: [B,C,h,w], the noise, which also decides which places are compared.
-        patches: so many, or all if there are fewer.
+        patches: number of places, or all if there are fewer.
     """
-    was, now = (F.normalize(x, dim=1).flatten(2).transpose(1, 2) for x in (was, now))  # [B, h'w', width]
-    places = shuffled(eps, now.shape[1])[:, :patches, None].expand(-1, -1, now.shape[2])
-    alike = was.gather(1, places) @ now.gather(1, places).transpose(1, 2) / temperature  # [B, patches, patches]
-    itself = torch.arange(alike.shape[1], device=alike.device).expand(len(alike), -1)
-    return F.cross_entropy(alike.transpose(1, 2), itself, reduction="none").mean(dim=1)
+    before, after = (F.normalize(x, dim=1).flatten(2).transpose(1, 2) for x in (before, after))  # [B, h'w', width]
+    places = shuffled(eps, after.shape[1])[:, :patches, None].expand(-1, -1, after.shape[2])
+    logits = before.gather(1, places) @ after.gather(1, places).transpose(1, 2) / temperature  # [B, patches, patches]
+    labels = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
+    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
 
 
 def shuffled(eps: Tensor, count: int) -> Tensor:
-    """The numbers 0 .. count - 1 in an order of its own for each image, [B,count]: random, yet a function of the arguments."""
+    """A permutation of 0 .. count - 1 for each image, [B,count]: random, yet a function of the arguments."""
     # Low digits: the high ones would pick places by how noisy they are.
     return ((eps.flatten(1) * 61) % 1)[:, :count].argsort(dim=1)
 

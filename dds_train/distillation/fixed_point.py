@@ -1,4 +1,4 @@
-"""Identity-preserving Distillation Sampling: DDS at a noise that the teacher agrees with."""
+"""Identity-preserving Distillation Sampling: DDS at a corrected noise."""
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ def ids_loss(
     iterations: int = 3,
     rate: float = 1.0,
 ) -> Distilled:
-    """IDS (CVPR 2025): `dds_loss` with, instead of a random eps, one for which the teacher's guess of the clean input is closer
-    to the input itself, so that less of its error is left to move what should stay.
+    """IDS (CVPR 2025): `dds_loss` with, instead of a random eps, one for which the teacher's estimate of the clean input is
+    closer to the input itself, so that less of its error is left to move what should stay.
 
-    The noised input zs_t follows, for a few iterations, the gradient of the distance between the input and the teacher's guess
-    ``(zs_t - sigma e_w(zs_t, y_source)) / alpha``; then ``eps* = (zs_t - alpha z_source) / sigma``. Gradients go through the
-    teacher here, in the input's branch alone.
+    The noised input zs_t follows, for a few iterations, the gradient of the distance between the input and the teacher's
+    estimate ``(zs_t - sigma e_w(zs_t, y_source)) / alpha``; then ``eps* = (zs_t - alpha z_source) / sigma``. Gradients go
+    through the teacher here, in the input's branch alone.
 
     Args:
         iterations: 2 more evaluations of the teacher each, with their gradients; the authors take 3.
@@ -40,9 +40,9 @@ def ids_loss(
     for _ in range(iterations):
         with torch.enable_grad():
             zs_t = zs_t.detach().requires_grad_()
-            guess = (zs_t - sigma * guided_eps(teacher, zs_t, t, source, guidance)) / alpha
-            distance = (z_source.detach() - guess).flatten(1).norm(dim=1).sum()
+            estimate = (zs_t - sigma * guided_eps(teacher, zs_t, t, source, guidance)) / alpha
+            distance = (z_source.detach() - estimate).flatten(1).norm(dim=1).sum()
         (gradient,) = torch.autograd.grad(distance, zs_t)
         zs_t = zs_t.detach() - rate * gradient
-    agreed = (zs_t - alpha * z_source.detach()) / sigma
-    return linear_loss("dds", teacher, z_source, z_target, source, target, t, agreed, guidance, weight)
+    corrected = (zs_t - alpha * z_source.detach()) / sigma
+    return linear_loss("dds", teacher, z_source, z_target, source, target, t, corrected, guidance, weight)

@@ -1,4 +1,4 @@
-"""What a teacher is told, and classifier-free guidance (arXiv 2207.12598)."""
+"""Text conditions, and classifier-free guidance (arXiv 2207.12598)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,32 +7,32 @@ import torch
 from torch import Tensor
 
 from dds_train.distillation.noise import ScoreModel
+from dds_train.distillation.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a branch is told: its prompt, and the empty prompt that guidance pushes away from."""
+    """The prompts of B images, each beside the empty prompt that guidance pushes away from."""
 
-    text: Tensor  # [B,L,D]
-    null: Tensor  # [B,L,D]
-    negative: Tensor | None = None  # [B,L,D], what images should not be like, for the losses that ask for it
+    text: Prompt  # [B]
+    null: Prompt  # [B]
+    negative: Prompt | None = None  # [B], what images should not look like, for the losses that use it
 
     def __post_init__(self) -> None:
-        if self.text.shape != self.null.shape:
-            raise ValueError(f"text and null must have one shape, got {[*self.text.shape]} and {[*self.null.shape]}")
+        if len(self.text) != len(self.null):
+            raise ValueError(f"text and null must be as many prompts, got {len(self.text)} and {len(self.null)}")
 
     def expand(self, batch: int) -> "Condition":
-        """One prompt [1,L,D] for `batch` images, without a copy."""
-        return self._each(lambda prompts: prompts.expand(batch, -1, -1))
+        """One prompt for `batch` images, without a copy."""
+        return self._each(lambda prompt: prompt.expand(batch))
 
-    def at(self, rows: Tensor) -> "Condition":
-        """The prompts number `rows` [N], which may come more than once."""
-        return self._each(lambda prompts: prompts[rows])
+    def __getitem__(self, rows: Tensor | slice) -> "Condition":
+        return self._each(lambda prompt: prompt[rows])
 
     def to(self, device: torch.device | str) -> "Condition":
-        return self._each(lambda prompts: prompts.to(device))
+        return self._each(lambda prompt: prompt.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+    def _each(self, change: Callable[[Prompt], Prompt]) -> "Condition":
         negative = None if self.negative is None else change(self.negative)
         return Condition(change(self.text), change(self.null), negative)
 
@@ -44,6 +44,6 @@ def guided_eps(teacher: ScoreModel, z_t: Tensor, t: Tensor, condition: Condition
     """
     if guidance == 1:
         return teacher.predict_eps(z_t, t, condition.text)
-    both = teacher.predict_eps(torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([condition.text, condition.null]))
-    text, null = both.chunk(2)
+    both = Prompt.cat([condition.text, condition.null])
+    text, null = teacher.predict_eps(torch.cat([z_t, z_t]), torch.cat([t, t]), both).chunk(2)
     return null + guidance * (text - null)

@@ -1,4 +1,4 @@
-"""A gradient that is known already, as a loss to call backward on."""
+"""A known gradient as a loss to call backward on."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distilled:
-    """A loss to call backward on, and the gradient it carries. The loss's value means nothing: log `grad_rms`."""
+    """A loss to call backward on, and the gradient it carries. The value of the loss is meaningless: log `grad_rms`."""
 
     loss: Tensor  # [], for backward only
-    grad: Tensor  # [B,C,h,w], G: minus the change that the teacher asks for
+    grad: Tensor  # [B,C,h,w], G: the negative of the edit direction
 
     @property
     def grad_rms(self) -> Tensor:

@@ -1,11 +1,11 @@
-"""The losses that are sums of the same few predictions, each with its own coefficient: nearly all there are.
+"""Losses whose gradient is a linear combination of teacher predictions: nearly all of them.
 
-One table of coefficients makes them all. A new one is a function that returns its coefficients, an entry in `LINEAR`, and a
-file in conf/loss. A prediction that a loss does not use is not computed. No gradient flows through the teacher: its opinion
-*is* the gradient G, handed to the latent.
+A new one is a function that returns its coefficients, an entry in `LINEAR`, and a file in conf/loss. Predictions that a loss
+does not use are not computed. No gradient flows through the teacher: the combination *is* the gradient G of the latent.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,14 +14,15 @@ from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.guidance import Condition
 from dds_train.distillation.inject import Distilled, inject
 from dds_train.distillation.noise import NoiseSchedule, ScoreModel
+from dds_train.distillation.prompt import Prompt
 
 WEIGHTS = ("one", "sigma2")
+PerImage = TypeVar("PerImage", Tensor, Prompt)
 
 
 # ---------------------------------------------------------------- coefficients
 
-# G as a sum of these; a coefficient is a number, or one for each edit, [B,1,1,1]. `z_t` is the noised edit, `zs_t` the noised
-# input, e the teacher's prediction without guidance.
+# The terms of G. `z_t` is the noised edit, `zs_t` the noised input, e the teacher's prediction without guidance.
 TERMS = {
     "edit_target": "e(z_t, y_target)",
     "edit_source": "e(z_t, y_source)",
@@ -32,11 +33,10 @@ TERMS = {
     "eps": "the noise",
     "change": "z_target - z_source",
 }
-CoefficientTable = dict[str, Tensor | float]
-Query = tuple[Tensor, Tensor, Tensor]  # noised latents [N,C,h,w], steps [N], prompts [N,L,D]
+Coefficients = dict[str, Tensor | float]  # of terms: a number, or one for each edit, [B,1,1,1]
 
 
-def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable:
+def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Coefficients:
     """Score Distillation Sampling, DreamFusion (arXiv 2209.14988), equation 3: ``e_w(z_t, y_target) - eps``.
 
     The baseline that DDS corrects: it compares with the noise itself instead of with the input's branch, so the teacher's
@@ -45,27 +45,27 @@ def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable:
     return {"edit_target": guidance, "edit_null": 1 - guidance, "eps": -1.0}
 
 
-def dds(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable:
+def dds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Coefficients:
     """Delta Denoising Score, arXiv 2304.07090, equation 3: ``e_w(z_t, y_target) - e_w(zs_t, y_source)``.
 
-    Source and target are noised with the *same* t and eps. What the teacher gets wrong about an image it gets wrong in
-    both branches, so the difference keeps only what the change of prompt asks for; for a matched pair (equal latents, equal
+    Source and target are noised with the *same* t and eps. The teacher's errors about an image are the same in both branches
+    and cancel, so that the difference is the direction of the change of prompt alone; for a matched pair (equal latents, equal
     prompts) it is exactly zero.
     """
     # In this order what is equal in both branches cancels to the last bit.
     return {"edit_target": guidance, "input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}
 
 
-def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> CoefficientTable:
+def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Coefficients:
     """Posterior Distillation Sampling, arXiv 2311.13831, equation 14: the difference of the noises that would lead from z_t to
-    z_s, s the step before t. In closed form ``A_t (z_target - z_source) + B_t DDS``: DDS and a pull towards the input that
+    z_s, s the timestep before t. In closed form ``A_t (z_target - z_source) + B_t DDS``: DDS and a pull towards the input that
     fades as t grows.
 
     As in the authors' code, beta_t is that of a single step although s lies `stride` steps back. With both over the same
     stride the pull would vanish, and PDS be DDS with another weight.
 
     Args:
-        stride: t - s; the authors take 500 of 1000 steps. Steps t must not be below it.
+        stride: t - s; the authors take 500 of 1000 timesteps. t must not be below it.
     """
     ab_t, ab_s, ab_before = (noise.alpha[step].view(-1, 1, 1, 1) ** 2 for step in (t, t - stride, t - 1))
     a_t = ab_t / ab_before
@@ -77,9 +77,9 @@ def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Co
     return {"change": pull, **{term: push * value for term, value in dds(noise, t, guidance).items()}}
 
 
-def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 200) -> CoefficientTable:
-    """Noise-Free Score Distillation, arXiv 2310.17590, equation 7: ``w (e(z_t, y_target) - e(z_t, null)) + d``, with d what
-    draws towards real images: ``e(z_t, null)`` at small steps, ``e(z_t, null) - e(z_t, y_negative)`` from `clean_below` on.
+def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 200) -> Coefficients:
+    """Noise-Free Score Distillation, arXiv 2310.17590, equation 7: ``w (e(z_t, y_target) - e(z_t, null)) + d``, with d the
+    direction towards real images: ``e(z_t, null)`` at t < `clean_below`, ``e(z_t, null) - e(z_t, y_negative)`` above.
 
     Needs a negative prompt (`Condition.negative`) such as "unrealistic, blurry, low quality".
     """
@@ -87,16 +87,16 @@ def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 20
     return {"edit_target": guidance, "edit_null": 1 - guidance, "edit_negative": -noisy}
 
 
-def csd(noise: NoiseSchedule, t: Tensor, guidance: float, against: float = 0.0) -> CoefficientTable:
+def csd(noise: NoiseSchedule, t: Tensor, guidance: float, against: float = 0.0) -> Coefficients:
     """Classifier Score Distillation, arXiv 2310.19415, equations 6 and 12: the guidance direction alone,
     ``e(z_t, y_target) - e(z_t, null)``, less `against` times that of the source prompt. `guidance` is not used.
     """
     return {"edit_target": 1.0, "edit_source": -against, "edit_null": against - 1}
 
 
-def bridge(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable:
+def bridge(noise: NoiseSchedule, t: Tensor, guidance: float) -> Coefficients:
     """The second stage of arXiv 2406.09417 (score distillation as a Schroedinger bridge), equation 11:
-    ``w (e(z_t, y_target) - e(z_t, y_source))``. The source prompt says what the current images are like, flaws included
+    ``w (e(z_t, y_target) - e(z_t, y_source))``. The source prompt describes the current images, flaws included
     (the target with "oversaturated, smooth, pixelated, ..." after it); meant to follow a stage of SDS.
     """
     return {"edit_target": guidance, "edit_source": -guidance}
@@ -104,7 +104,7 @@ def bridge(noise: NoiseSchedule, t: Tensor, guidance: float) -> CoefficientTable
 
 def ssd(
     noise: NoiseSchedule, t: Tensor, guidance: float, keep: float = 2.0, push: float = 5.5, identity: float = 0.075
-) -> CoefficientTable:
+) -> Coefficients:
     """Stable Score Distillation (ICCV 2025): ``keep / 2 (e(z_t, y_source) - e(zs_t, null)) + w / 2 (e(z_t, y_target) -
     e(z_t, y_source)) + push (e(z_t, y_target) - e(z_t, null)) + identity exp(t / T) (z_t - zs_t)``.
     """
@@ -118,21 +118,28 @@ def ssd(
     }
 
 
-def lusd(noise: NoiseSchedule, t: Tensor, guidance: float, identity: float = 0.02) -> CoefficientTable:
+def lusd(noise: NoiseSchedule, t: Tensor, guidance: float, identity: float = 0.02) -> Coefficients:
     """Localised and normalised (LUSD, ICCV 2025): ``d = (1 - l) (e(z_t, y_target) - e(z_t, y_source)) + l (z_target -
-    z_source)``, of which G takes the direction alone (see `NORMALISED`). The paper's mask is any loss's mask here.
+    z_source)``, of which G takes the direction alone (see `NORMALISED`). The paper's mask is `optimize_latent`'s here.
     """
     return {"edit_target": 1 - identity, "edit_source": identity - 1, "change": identity}
 
 
-Coefficients = Callable[..., CoefficientTable]
-LINEAR: dict[str, Coefficients] = {
+LINEAR: dict[str, Callable[..., Coefficients]] = {
     "sds": sds, "dds": dds, "pds": pds, "nfsd": nfsd, "csd": csd, "bridge": bridge, "ssd": ssd, "lusd": lusd,
 }  # fmt: skip
 NORMALISED = {"lusd"}  # G = w d / std(d), the deviation within each image
 
 
-# ---------------------------------------------------------------- one function for all of them
+# ---------------------------------------------------------------- the gradient
+
+
+class Query(NamedTuple):
+    """A question to the teacher: N noised latents, their timesteps, and a prompt for each."""
+
+    z_t: Tensor  # [N,C,h,w]
+    t: Tensor  # [N]
+    prompt: Prompt  # [N]
 
 
 def linear_loss(
@@ -150,75 +157,83 @@ def linear_loss(
 ) -> Distilled:
     """G from the coefficients of `LINEAR[name]`, with one batched call of the teacher for all predictions in use.
 
-    Several edits of one image share its source branch, which is exact and saves the teacher work: with N inputs and N * M
-    outputs, the M edits of an input follow one another.
+    Several edits of one image share its source branch, which is exact and saves evaluations of the teacher: with N inputs and
+    N * M outputs, the M edits of an input follow one another.
 
     Args:
         teacher: the frozen model; not differentiated.
         z_source: [N,C,h,w], latents of the inputs.
         z_target: [N*M,C,h,w], latents being optimised or produced; receive the gradient.
         source: describes the inputs ("a photo of a cat"), N of them.
-        target: describes what is wanted ("a photo of a lion"), N * M of them.
-        t: [N] integer steps.
+        target: describes the edits ("a photo of a lion"), N * M of them.
+        t: [N] integer timesteps.
         eps: [N,C,h,w] standard normal noise.
         guidance: classifier-free guidance scale, w in the formulas; 1 = none.
         weight: w_t that multiplies G, "one" or "sigma2".
         options: of the loss itself.
 
     Raises:
-        ValueError: for an unknown weight, or a loss that needs a negative prompt and finds none.
+        ValueError: for an unknown weight, or a loss that needs a negative prompt where there is none.
     """
     with torch.no_grad():
         edit_t, edit_eps = repeat_per_edit(t, z_target), repeat_per_edit(eps, z_target)
-        sums = LINEAR[name](teacher.schedule, edit_t, guidance, **options)
-        used = {term: value for term, value in sums.items() if isinstance(value, Tensor) or value != 0}
-        said = {
+        coefficients = LINEAR[name](teacher.schedule, edit_t, guidance, **options)
+        coefficients = {term: c for term, c in coefficients.items() if isinstance(c, Tensor) or c != 0}
+        prompts = {
             "edit_target": target.text,
             "edit_source": repeat_per_edit(source.text, z_target),
             "edit_null": target.null,
             "input_source": source.text,
             "input_null": source.null,
         }
-        if "edit_negative" in used:
+        if "edit_negative" in coefficients:
             if target.negative is None:
                 raise ValueError(f"loss {name} needs a negative prompt")
-            said["edit_negative"] = target.negative
+            prompts["edit_negative"] = target.negative
         z_t = teacher.schedule.add_noise(z_target, edit_eps, edit_t)
         zs_t = teacher.schedule.add_noise(z_source, eps, t)
-        asked = [term for term in said if term in used]
-        rows = {one: (z_t, edit_t, said[one]) if one.startswith("edit") else (zs_t, t, said[one]) for one in asked}
-        values = {"eps": eps, "change": z_target - repeat_per_edit(z_source, z_target)} | predict(teacher, rows)
-        grad = sum((used[term] * repeat_per_edit(values[term], z_target) for term in used), torch.zeros_like(z_target))
+        queries = {
+            term: Query(z_t, edit_t, prompt) if term.startswith("edit") else Query(zs_t, t, prompt)
+            for term, prompt in prompts.items()
+            if term in coefficients
+        }
+        values = {"eps": eps, "change": z_target - repeat_per_edit(z_source, z_target)} | predict(teacher, queries)
+        grad = sum(
+            (c * repeat_per_edit(values[term], z_target) for term, c in coefficients.items()), torch.zeros_like(z_target)
+        )
         if name in NORMALISED:
-            grad = guidance * grad / grad.std(dim=(1, 2, 3), keepdim=True)
+            deviation = grad.std(dim=(1, 2, 3), keepdim=True)
+            # Without a direction (equal prompts, an edit that is its input) there is nothing to follow.
+            grad = torch.where(deviation > 0, guidance * grad / deviation, torch.zeros_like(grad))
         grad = timestep_weight(teacher.schedule, edit_t, weight) * grad
     return inject(z_target, grad)
 
 
-def predict(teacher: ScoreModel, rows: dict[str, Query]) -> dict[str, Tensor]:
-    """The teacher's predictions for each term: from one batched call, or two if it remembers its answers about inputs."""
+def predict(teacher: ScoreModel, queries: dict[str, Query]) -> dict[str, Tensor]:
+    """The teacher's prediction for each term: from one batched call, or from two if it caches those for inputs."""
     if isinstance(teacher, SourceCache):
-        inputs = {term: row for term, row in rows.items() if term.startswith("input")}
-        edits = {term: row for term, row in rows.items() if term not in inputs}
+        inputs = {term: query for term, query in queries.items() if term.startswith("input")}
+        edits = {term: query for term, query in queries.items() if term not in inputs}
         return batched_call(teacher.predict_input, inputs) | batched_call(teacher.predict_eps, edits)
-    return batched_call(teacher.predict_eps, rows)
+    return batched_call(teacher.predict_eps, queries)
 
 
-def batched_call(ask: Callable[..., Tensor], rows: dict[str, Query]) -> dict[str, Tensor]:
-    if not rows:
+def batched_call(predict_eps: Callable[[Tensor, Tensor, Prompt], Tensor], queries: dict[str, Query]) -> dict[str, Tensor]:
+    if not queries:
         return {}
-    answers = ask(*(torch.cat(column) for column in zip(*rows.values(), strict=True)))
-    return dict(zip(rows, answers.split([len(z_t) for z_t, _, _ in rows.values()]), strict=True))
+    z_t, t, prompts = zip(*queries.values(), strict=True)
+    predictions = predict_eps(torch.cat(z_t), torch.cat(t), Prompt.cat(prompts))
+    return dict(zip(queries, predictions.split([len(rows) for rows in z_t]), strict=True))
 
 
-def repeat_per_edit(x: Tensor, z_target: Tensor) -> Tensor:
+def repeat_per_edit(x: PerImage, z_target: Tensor) -> PerImage:
     """What belongs to N inputs [N,...], once for each of their edits [N*M,...]; what belongs to the edits as it is."""
     edits = len(z_target) // len(x)
     return x if edits == 1 else x.repeat_interleave(edits, dim=0)
 
 
 def timestep_weight(schedule: NoiseSchedule, t: Tensor, name: str) -> Tensor:
-    """As [B,1,1,1]."""
+    """w_t as [B,1,1,1]."""
     _, sigma = schedule.at(t)
     if name == "one":
         return torch.ones_like(sigma)

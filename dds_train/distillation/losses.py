@@ -1,19 +1,71 @@
-"""Losses that turn a frozen diffusion model's opinion of an image into a gradient for that image.
+"""Score-distillation losses, by name.
 
-All share one signature (`linear.linear_loss`). The teacher looks at a noised latent and predicts the noise in it, once knowing
-the prompt; where its prediction departs from what is there, it says "the image should change like this".
-
-A new linear loss is an entry in `linear.LINEAR`; one of another kind is a file of its own and an entry in `LOSSES`.
+All share one signature (`linear.linear_loss`). A new linear loss is an entry in `linear.LINEAR`; one of another kind is a file
+of its own and an entry in `LOSSES`, or in `STATEFUL` if it learns while it is used.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 from dds_train.distillation.contrastive import cds_loss
 from dds_train.distillation.fixed_point import ids_loss
 from dds_train.distillation.inject import Distilled
-from dds_train.distillation.linear import LINEAR, linear_loss
+from dds_train.distillation.linear import LINEAR, WEIGHTS, linear_loss
+from dds_train.distillation.variational import StudentFactory, vsd_loss
 
 Loss = Callable[..., Distilled]
+
+
+@runtime_checkable
+class StatefulLoss(Protocol):
+    """A loss with a second model that is fitted to the edits as they are made: state that is in no checkpoint, and on no other
+    rank."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Distilled: ...
+
+    def reset(self) -> None:
+        """Forget all edits seen so far."""
+        ...
+
+
 LOSSES: dict[str, Loss] = {**{name: partial(linear_loss, name) for name in LINEAR}, "cds": cds_loss, "ids": ids_loss}
+STATEFUL: dict[str, Callable[..., StatefulLoss]] = {"vsd": vsd_loss}  # made from a `StudentFactory`
 dds_loss, sds_loss = LOSSES["dds"], LOSSES["sds"]
+
+
+def make_loss(name: str, student: StudentFactory | None = None, **options: Any) -> Loss:
+    """The loss `name` with its own options bound.
+
+    Args:
+        student: makes a trainable copy of the teacher, for the losses that are `STATEFUL`.
+        options: see `loss_options`.
+
+    Raises:
+        ValueError: for an unknown loss, option or weight, or a stateful loss without `student`.
+    """
+    unknown = set(options) - set(loss_options(name))
+    if unknown:
+        raise ValueError(f"loss {name} has no option {min(unknown)}; it takes {', '.join(loss_options(name))}")
+    if options.get("weight", WEIGHTS[0]) not in WEIGHTS:
+        raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {options['weight']!r}")
+    if name in LOSSES:
+        return partial(LOSSES[name], **options)
+    if student is None:
+        raise ValueError(f"loss {name} fits a second model to the edits: give `student`")
+    return STATEFUL[name](student, **options)
+
+
+def loss_options(name: str) -> dict[str, Any]:
+    """The options of a loss and their defaults.
+
+    Raises:
+        ValueError: for an unknown loss.
+    """
+    functions = {**LOSSES, **STATEFUL, **LINEAR}
+    if name not in functions:
+        raise ValueError(f"loss must be one of {', '.join([*LOSSES, *STATEFUL])}, got {name!r}")
+    parameters = inspect.signature(functions[name]).parameters.values()
+    own = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {"weight": WEIGHTS[0], **own}

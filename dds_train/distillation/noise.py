@@ -1,9 +1,11 @@
-"""The noise schedule, and what a score model is."""
+"""The noise schedule, and the interface of a score model."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from dds_train.distillation.prompt import Prompt
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -27,7 +29,7 @@ class NoiseSchedule:
         return NoiseSchedule(self.alpha.to(device), self.sigma.to(device))  # type: ignore[call-overload]
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t as [B,1,1,1], for integer steps t [B]."""
+        """alpha_t and sigma_t as [B,1,1,1], for integer timesteps t [B]."""
         shape = (-1, 1, 1, 1)
         return self.alpha[t].view(shape), self.sigma[t].view(shape)
 
@@ -37,7 +39,7 @@ class NoiseSchedule:
         return alpha * z + sigma * eps
 
     def eps_from(self, prediction: Tensor, z_t: Tensor, t: Tensor, prediction_type: str) -> Tensor:
-        """What a network predicts, turned into the noise it implies.
+        """The noise that a network's prediction implies.
 
         Args:
             prediction: [B,C,h,w], the network's output for `z_t`.
@@ -58,11 +60,11 @@ class NoiseSchedule:
 
 
 class ScoreModel(Protocol):
-    """A frozen text-to-image diffusion model, as the losses see it."""
+    """The interface of a frozen text-to-image diffusion model to the losses."""
 
     @property
     def schedule(self) -> NoiseSchedule: ...
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """z_t [N,C,h,w], integer t [N], prompt embeddings [N,L,D] -> predicted noise [N,C,h,w], float32."""
+    def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        """z_t [N,C,h,w], integer timesteps t [N], N prompts -> predicted noise [N,C,h,w], float32."""
         ...

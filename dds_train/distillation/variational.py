@@ -1,6 +1,6 @@
-"""Variational Score Distillation: the edit's own score, learned as one goes, takes the place of the noise."""
+"""Variational Score Distillation: a learned score of the current edits takes the place of the noise."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -13,21 +13,24 @@ from dds_train.distillation.noise import ScoreModel
 
 
 class TrainableScore(ScoreModel, Protocol):
-    """A score model that starts as the teacher and can be fitted."""
+    """A trainable copy of the teacher."""
 
     def parameters(self) -> Iterable[Tensor]: ...
 
     def reset(self) -> None:
-        """Back to the start."""
+        """Restore the initial parameters, with which it predicts as the teacher."""
         ...
+
+
+StudentFactory = Callable[[int], TrainableScore]  # rank of the adapters that are trained -> a copy of the teacher
 
 
 class VariationalLoss:
     """VSD, arXiv 2305.16213 (ProlificDreamer), equation 9: ``w (e_w(z_t, y_target) - e_student(z_t, y_target))``, the student
-    fitted to the current edits by one step of denoising at each call.
+    fitted to the current edits by one denoising step at each call.
 
-    Unlike the other losses it has a state, which `optimize_latent` clears for each run. A student that knows the edits
-    perfectly answers with the noise itself, and then this is SDS; one that has learned nothing answers as the teacher.
+    A student that fits the edits perfectly predicts the noise itself, and then this is SDS; one that has learned nothing
+    predicts as the teacher.
 
     Args:
         student: see `TrainableScore`.
@@ -58,10 +61,15 @@ class VariationalLoss:
         t, eps = repeat_per_edit(t, z_target), repeat_per_edit(eps, z_target)
         z_t = teacher.schedule.add_noise(z_target.detach(), eps, t)
         with torch.no_grad():
-            wanted = guided_eps(teacher, z_t, t, target, guidance)
+            teacher_eps = guided_eps(teacher, z_t, t, target, guidance)
         with torch.enable_grad():
-            known = self.student.predict_eps(z_t, t, target.text)
+            student_eps = self.student.predict_eps(z_t, t, target.text)
             self.optimizer.zero_grad()
-            (known - eps).square().mean().backward()
+            (student_eps - eps).square().mean().backward()
         self.optimizer.step()
-        return inject(z_target, timestep_weight(teacher.schedule, t, self.weight) * (wanted - known.detach()))
+        return inject(z_target, timestep_weight(teacher.schedule, t, self.weight) * (teacher_eps - student_eps.detach()))
+
+
+def vsd_loss(student: StudentFactory, rank: int = 4, lr: float = 3e-4, weight: str = "one") -> VariationalLoss:
+    """`VariationalLoss` with a new student."""
+    return VariationalLoss(student(rank), lr, weight)

@@ -15,8 +15,8 @@ def export_diffusers(folder: Path, network: TranslatorNetwork, card: TranslatorC
     text = parts.text_encoder()
     pipeline = TranslatorPipeline(
         vae=parts.autoencoder().network,
-        text_encoder=text.network,
-        tokenizer=text.tokenizer,
+        text_encoder=text.pipeline.text_encoder,
+        tokenizer=text.pipeline.tokenizer,
         unet=network.plain_unet(),
         tasks={name: task.instruction for name, task in card.tasks.items()},
     )

@@ -25,14 +25,14 @@ class PixelsToPixels(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder, unet: nn.Module) -> None:
         super().__init__()
-        self.vae, self.unet, self.scale, self.shift = autoencoder.network, unet, autoencoder.scale, autoencoder.shift
+        self.vae, self.unet, self.family = autoencoder.network, unet, autoencoder.family
 
     def forward(self, image: Tensor, text: Tensor, strength: Tensor) -> Tensor:
         """image [B,3,H,W] in [-1,1], text [B,L,D], strength [B] -> [B,3,H,W]."""
-        z = (self.vae.encode(image).latent_dist.mode() - self.shift) * self.scale
+        z = self.family.encode(self.vae, image)
         change: Any = self.unet(z, 0, encoder_hidden_states=text).sample
         z = z + strength.view(-1, 1, 1, 1) * change
-        return self.vae.decode(z / self.scale + self.shift).sample.clamp(-1, 1)
+        return self.family.decode(self.vae, z).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def export_onnx(folder: Path, network: TranslatorNetwork, card: TranslatorConfig
     unet, autoencoder, text = network.plain_unet(), parts.autoencoder(), parts.text_encoder()
     graph = PixelsToPixels(autoencoder, unet.to(autoencoder.device)).eval()
     multiple = autoencoder.factor * network.stride
-    embeddings = {name: text.embed(task.instruction) for name, task in card.tasks.items()}
+    embeddings = {name: text.embed(task.instruction)["text"] for name, task in card.tasks.items()}
     length, width = next(iter(embeddings.values())).shape[1:]
 
     def example(batch: int, height: int, width_: int) -> tuple[Tensor, Tensor, Tensor]:

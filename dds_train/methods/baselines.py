@@ -1,4 +1,4 @@
-"""What people did before score distillation, on the same teacher: SDEdit, and DDIM inversion with another prompt."""
+"""Baselines without score distillation: SDEdit, and DDIM inversion with a change of prompt."""
 
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
@@ -21,14 +21,14 @@ def sdedit_latent(
     steps: int = 50,
     guidance: float = 7.5,
 ) -> Tensor:
-    """SDEdit, arXiv 2108.01073: noise the input up to a point, then denoise it under the target prompt. The steps are those of
+    """SDEdit, arXiv 2108.01073: noise the input partly, then denoise it with the target prompt. The timesteps are those of
     diffusers' StableDiffusionImg2ImgPipeline.
 
     Args:
         scheduler: made for noise prediction.
         z_source: [B,C,h,w]; eps: [B,C,h,w], the noise; target: B prompts, or one.
-        strength: how much of the way is noise, 0 (none) to 1 (all).
-        steps: of the whole way, of which ``steps * strength`` are taken.
+        strength: share of the noise schedule, 0 (no noise) to 1 (pure noise).
+        steps: of the whole schedule, of which ``steps * strength`` are taken.
 
     Returns:
         scaled latents [B,C,h,w]
@@ -53,12 +53,12 @@ def ddim_swap_latent(
     steps: int = 50,
     guidance: float = 7.5,
 ) -> Tensor:
-    """DDIM inversion (arXiv 2010.02502, section 4.3) under the source prompt without guidance, then DDIM under the target one.
+    """DDIM inversion (arXiv 2010.02502, section 4.3) with the source prompt and no guidance, then DDIM with the target prompt.
 
     Args:
         inverse, scheduler: made for noise prediction.
         z_source: [B,C,h,w]; source, target: B prompts each, or one.
-        guidance: of the way back.
+        guidance: of the second pass.
 
     Returns:
         scaled latents [B,C,h,w]

@@ -1,4 +1,4 @@
-"""Where to edit: masks from files or from the teacher, on latents and on pixels."""
+"""Edit masks: from files or from the teacher, on latents and on pixels."""
 
 import math
 
@@ -9,6 +9,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from dds_train.distillation.guidance import Condition
 from dds_train.distillation.noise import ScoreModel
+from dds_train.distillation.prompt import Prompt
 from dds_train.distillation.rng import draw
 
 
@@ -19,38 +20,38 @@ def automatic_mask(
     source: Condition,
     target: Condition,
     *,
-    step: int = 500,
+    timestep: int = 500,
     maps: int = 10,
     threshold: float = 0.5,
     seed: int = 0,
 ) -> Tensor:
-    """Where the teacher's predictions under the two prompts differ, [B,1,h,w], 1 = edit there: DiffEdit (arXiv 2210.11427,
-    section 3.2), step 1.
+    """DiffEdit's mask (arXiv 2210.11427, section 3.2, step 1), [B,1,h,w]: 1 where the teacher's predictions under the two
+    prompts differ.
 
     Args:
         z_source: [B,C,h,w] latents of the inputs.
         source, target: B prompts each, or one for all.
-        step: t, at which the input is noised; the authors take half of the schedule.
-        maps: differences averaged, each at a noise of its own; the authors take 10.
+        timestep: t at which the input is noised; the authors take half of the schedule.
+        maps: number of differences averaged, each at a noise of its own; the authors take 10.
         threshold: of the averaged difference, scaled to [0, 1] after clipping at three times its mean; the authors take 0.5.
         seed: of the noise, which is the same for all images.
     """
     source, target = source.expand(len(z_source)), target.expand(len(z_source))
-    t = torch.full((len(z_source),), step, device=z_source.device)
+    t = torch.full((len(z_source),), timestep, device=z_source.device)
     differences = []
     for number in range(maps):
-        _, eps = draw(z_source.shape[1:], (step, step + 1), z_source.device, [(seed, "mask", number)])
+        _, eps = draw(z_source.shape[1:], (timestep, timestep + 1), z_source.device, [(seed, "mask", number)])
         z_t = teacher.schedule.add_noise(z_source, eps.expand_as(z_source), t)
-        both = teacher.predict_eps(torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([source.text, target.text]))
-        told_source, told_target = both.chunk(2)
-        differences.append((told_target - told_source).abs().mean(dim=1, keepdim=True))
+        prompts = Prompt.cat([source.text, target.text])
+        eps_source, eps_target = teacher.predict_eps(torch.cat([z_t, z_t]), torch.cat([t, t]), prompts).chunk(2)
+        differences.append((eps_target - eps_source).abs().mean(dim=1, keepdim=True))
     difference = torch.stack(differences).mean(dim=0)
-    most = 3 * difference.mean(dim=(2, 3), keepdim=True)
-    return (difference > threshold * most).to(z_source.dtype)
+    limit = 3 * difference.mean(dim=(2, 3), keepdim=True)
+    return (difference > threshold * limit).to(z_source.dtype)
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """Pixels [B,1,H,W] to latents [B,1,ceil(H/f),ceil(W/f)]: a latent counts as much as the most of its pixels."""
+    """Pixels [B,1,H,W] to latents [B,1,ceil(H/f),ceil(W/f)]: the maximum over the pixels of each latent."""
     height, width = mask.shape[-2:]
     return F.max_pool2d(F.pad(mask, (0, -width % factor, 0, -height % factor)), factor)
 
@@ -72,13 +73,13 @@ def feathered(mask: Tensor, radius: float) -> Tensor:
 
 
 def on_background(image: Tensor, mask: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """``image + mask * (after - before)``, [B,3,H,W]: the codec's own errors cancel, and pixels where the mask is 0 keep their
-    bits, at the picture's own resolution.
+    """``image + mask * (after - before)``, [B,3,H,W]: the VAE's own errors cancel, and pixels where the mask is 0 keep their
+    bits, at the image's own resolution.
 
     Args:
         image: [B,3,H,W] in [-1,1], the input.
         mask: [B,1,H,W] in [0,1].
-        before, after: [B,3,H',W'], the input and the edit as the codec decodes them; scaled to the size of `image`.
+        before, after: [B,3,H',W'], input and edit as decoded by the VAE; scaled to the size of `image`.
     """
     change = after - before
     if change.shape[-2:] != image.shape[-2:]:

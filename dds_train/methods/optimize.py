@@ -1,4 +1,4 @@
-"""Edit by descent on a latent, arXiv 2304.07090, algorithm 1."""
+"""Editing by optimising a latent, arXiv 2304.07090, algorithm 1."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from dds_train.distillation.guidance import Condition
-from dds_train.distillation.linear import repeat_per_edit
-from dds_train.distillation.losses import LOSSES, Loss
+from dds_train.distillation.losses import Loss, StatefulLoss, make_loss
 from dds_train.distillation.noise import ScoreModel
 from dds_train.distillation.rng import draw
-from dds_train.distillation.variational import VariationalLoss
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -19,10 +17,12 @@ Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRSchedul
 
 @dataclass(frozen=True)
 class Step:
+    """One iteration of the optimisation."""
+
     index: int  # 1 .. steps
     z: Tensor  # [B,C,h,w] scaled latents after this step
-    grad_rms: Tensor  # [] root mean square of the gradient that led here
-    steps: Tensor  # [B] how many each edit has taken: fewer than index once it has come to rest
+    grad_rms: Tensor  # [] root mean square of this step's gradient
+    steps: Tensor  # [B] number of steps of each edit: less than index once it has converged
 
 
 def optimize_latent(
@@ -42,33 +42,32 @@ def optimize_latent(
     scheduler: Scheduler | None = None,
     convergence: "ConvergenceDetector | None" = None,
 ) -> Iterator[Step]:
-    """Start at the source latent and follow the loss's gradient; yields after each step, until all steps are done or all edits
-    have come to rest.
+    """Optimise latents from the source on, along the loss's gradient; yields after each step, until all steps are done or all
+    edits have converged.
 
-    One step of the default optimiser, plain SGD, is ``z -= lr * G``: it depends neither on the size of the latent nor on how
-    many images are edited together. (The authors' notebook takes 0.0488 G at 64 x 64 latents, guidance 7.5, 200 steps.)
+    One step of the default optimiser, plain SGD, is ``z -= lr * G``: it depends neither on the size of the latent nor on the
+    batch. (The authors' notebook takes 0.0488 G at 64 x 64 latents, guidance 7.5, 200 steps.)
 
     Args:
         z_source: [N,C,h,w] scaled latents of the inputs.
-        source: their prompts; [1,L,D] serves all.
-        target: the prompts wanted, N * M of them for M edits of each input, those of an input following one another (they
-            share its source branch); [1,L,D] serves all.
-        loss: a name in `LOSSES`, or such a function.
+        source: the prompts of the inputs, N of them, or one for all.
+        target: the prompts of the edits, N * M of them for M edits of each input, those of an input following one another
+            (they share its source branch), or one for all.
+        loss: a name for `make_loss`, or a loss.
         lr: the step size; not used if `optimizer` is given.
-        t_range: steps drawn uniformly, first included, last excluded.
+        t_range: timesteps sampled uniformly, first included, last excluded.
         seed: determines every (t, eps). One for all images, which then get the same, or N of them; either way no image
-            depends on its company.
+            depends on its batch.
         mask: [N,1,h,w], [N*M,1,h,w] or [1,1,h,w], in [0,1]; multiplies the gradient, whatever the loss.
         optimizer: [latent] -> optimiser.
         scheduler: optimiser -> learning-rate scheduler.
-        stall: ends edits that no longer go anywhere.
+        convergence: stops edits that have converged.
 
     Raises:
         ValueError: for an unknown loss, fewer than one step, a range of t outside the teacher's, or numbers of seeds,
             prompts or masks that do not fit the images.
     """
-    if isinstance(loss, str) and loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    loss_fn = make_loss(loss) if isinstance(loss, str) else loss
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not 0 <= t_range[0] < t_range[1] <= len(teacher.schedule):
@@ -82,46 +81,46 @@ def optimize_latent(
         if mask.shape[-2:] != z_source.shape[-2:] or len(mask) not in (1, images, images * edits):
             raise ValueError(f"a mask for latents {[*z_source.shape]} has shape [N,1,h,w], got {[*mask.shape]}")
         mask = mask if len(mask) == 1 else mask.repeat_interleave(images * edits // len(mask), dim=0)
-    distill = LOSSES[loss] if isinstance(loss, str) else loss
-    if isinstance(distill, VariationalLoss):
-        distill.reset()
+    if isinstance(loss_fn, StatefulLoss):
+        loss_fn.reset()
 
-    def descend() -> Iterator[Step]:
-        start = repeat_per_edit(z_source, target.text)
+    def iterate() -> Iterator[Step]:
+        start = z_source.repeat_interleave(edits, dim=0)
         z = start.clone().requires_grad_()
         stopped = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        taken = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        descent = optimizer([z]) if optimizer else torch.optim.SGD([z], lr=lr)
-        decay = scheduler(descent) if scheduler else None
+        counts = torch.zeros(len(z), dtype=torch.long, device=z.device)
+        optim = optimizer([z]) if optimizer else torch.optim.SGD([z], lr=lr)
+        lr_scheduler = scheduler(optim) if scheduler else None
         for index in range(steps):
             t, eps = draw(z.shape[1:], t_range, z.device, [(one, "optimize", index) for one in seeds])
             t, eps = t.expand(images), eps.expand_as(z_source)
             before = z.detach().clone()
-            distilled = distill(teacher, z_source, before, source, target, t, eps, guidance)
+            distilled = loss_fn(teacher, z_source, before, source, target, t, eps, guidance)
             # G itself, per image: no mean over the batch.
             z.grad = distilled.grad if mask is None else mask * distilled.grad
-            descent.step()
-            if decay:
-                decay.step()
+            optim.step()
+            if lr_scheduler:
+                lr_scheduler.step()
             with torch.no_grad():
                 z.copy_(torch.where(stopped.view(-1, 1, 1, 1), before, z))
-            taken = taken + ~stopped
+            counts = counts + ~stopped
             if convergence:
                 stopped = stopped | convergence.update(z.detach(), start)
-            yield Step(index + 1, z.detach().clone(), distilled.grad_rms, taken)
+            yield Step(index + 1, z.detach().clone(), distilled.grad_rms, counts)
             if convergence and convergence.ends_window(index) and stopped.all():
                 return
 
-    return descend()  # a generator of its own, so that bad arguments raise here and not at the first step
+    return iterate()  # a generator of its own, so that bad arguments raise here and not at the first step
 
 
 class ConvergenceDetector:
-    """Finds edits that have come to rest. Single steps are too noisy to tell: it compares the mean latent of one window of
+    """Detects edits that have converged. Single steps are too noisy to tell: it compares the mean latent of one window of
     steps with that of the window before.
 
     Args:
-        window: steps.
-        tolerance: at rest is what moved, from window to window, by no more than this share of its way from the input.
+        window: number of steps.
+        tolerance: an edit has converged if it moved, from window to window, by at most this share of its distance from the
+            input.
     """
 
     def __init__(self, window: int = 25, tolerance: float = 0.05) -> None:
@@ -137,16 +136,16 @@ class ConvergenceDetector:
         return (index + 1) % self.window == 0
 
     def update(self, z: Tensor, start: Tensor) -> Tensor:
-        """The latents [B,C,h,w] after one more step, and where they started -> [B], True for those that have come to rest."""
+        """Add the latents [B,C,h,w] after one more step; `start` is the input. Returns [B], True for edits that converged."""
         self.total = z if self.total is None else self.total + z
         self.seen += 1
-        rest = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        converged = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         if self.seen % self.window == 0:
             mean = self.total / self.window
             if self.mean is not None:
-                rest = rms(mean - self.mean) <= self.tolerance * rms(mean - start)
+                converged = rms(mean - self.mean) <= self.tolerance * rms(mean - start)
             self.total, self.mean = None, mean
-        return rest
+        return converged
 
 
 def rms(x: Tensor) -> Tensor:

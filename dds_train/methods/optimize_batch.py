@@ -146,7 +146,7 @@ class BatchOptimizer:
             z, mask = z_source[number // batch.edits_each][None], batch.masks[number // batch.edits_each]
             if request.mask == AUTO:
                 prompts = self.text.condition(request.source), self.text.condition(request.target)
-                options = {"step": self.masking.timestep, "maps": self.masking.maps, "threshold": self.masking.threshold}
+                options = {"timestep": self.masking.timestep, "maps": self.masking.maps, "threshold": self.masking.threshold}
                 masks.append(automatic_mask(self.teacher, z, *prompts, seed=request.seed, **options))  # type: ignore[arg-type]
             elif mask is None:
                 masks.append(torch.ones_like(z[:, :1]))

@@ -1,4 +1,4 @@
-"""Tensors on disk by key, in one file that several runs can share."""
+"""A key-value store of tensors in one file, which several runs can share."""
 
 import sqlite3
 from collections.abc import Iterator, MutableMapping
@@ -11,10 +11,10 @@ from dds_train.errors import UserError
 
 
 class TensorStore(MutableMapping[str, Tensor]):
-    """A dict of tensors in an SQLite file; what is written survives whatever happens to the process next.
+    """A dict of tensors in an SQLite file; what has been written survives a kill of the process.
 
     Raises:
-        UserError: if there is such a file already and it is something else, or cannot be written.
+        UserError: if the file cannot be written, or is not such a store.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -80,7 +80,7 @@ class MaskedTranslator:
             autoencoder.encode(image.image),
             text.condition(self.task.source),
             text.condition(self.task.target),
-            step=masking.timestep,
+            timestep=masking.timestep,
             maps=masking.maps,
             threshold=masking.threshold,
             seed=self.seed,

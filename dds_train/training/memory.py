@@ -1,4 +1,4 @@
-"""How much memory a step needs, found without running it: tensors on the meta device have sizes and no contents."""
+"""Memory of a training step, measured on the meta device, whose tensors have sizes and no contents."""
 
 import weakref
 from collections.abc import Callable, Mapping
@@ -6,17 +6,18 @@ from typing import Any
 from unittest import mock
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dds_train.diffusion.families import Family
+from dds_train.distillation.prompt import Prompt
 from dds_train.translator import make_translator
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside the block, while they live; `peak` is the most at any time."""
+    """Counts the bytes of all tensors made inside the block, while they live; `peak` is their maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,8 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Ten
 
 def step_bytes(
     translator: Mapping[str, Any],
-    unet: Mapping[str, Any],
+    denoiser: Mapping[str, Any],
+    family: Family,
     *,
     size: tuple[int, int],
     tokens: int,
@@ -75,33 +77,34 @@ def step_bytes(
     teacher_dtype: torch.dtype,
     checkpointing: bool,
 ) -> int:
-    """The most bytes that a training step's own tensors take at any time, beside all weights: the translator's forward, then
-    the teacher's, then backward.
+    """Peak bytes of a training step's own tensors, beside all weights: the translator's forward, then the teacher's, then
+    backward.
 
     Args:
         translator: its `config`.
-        unet: configuration of the teacher's UNet.
+        denoiser: configuration of the teacher's network.
+        family: of the teacher.
         size: (h, w) of the latents.
         tokens: L of the prompt embeddings.
         images, edits: sources in a batch, and edits of each.
         evaluations: rows of the teacher's batched call.
     """
     with torch.device("meta"):
-        teacher: Any = UNet2DConditionModel.from_config(unet).eval().requires_grad_(False)
+        teacher: Any = family.network.from_config(denoiser).eval().requires_grad_(False)
         teacher = torch.nn.Module.to(teacher, teacher_dtype)
-        network = make_translator(translator, lambda: teacher).to(translator_dtype)
+        network = make_translator(translator, lambda: teacher, family).to(translator_dtype)
         if checkpointing:
             network.enable_gradient_checkpointing()
         shape = (network.latent_channels, *size)
         z = torch.empty(images * edits, *shape, dtype=translator_dtype)
-        text = torch.empty(images * edits, tokens, network.text_dim, dtype=translator_dtype)
+        prompt = Prompt({"text": torch.empty(images * edits, tokens, network.text_dim, dtype=translator_dtype)})
         # On the meta device torch takes the path that materialises attention's matrix; a GPU does not. Patched, because a
         # function mode would not reach what checkpointing computes again during backward.
         with mock.patch.object(F, "scaled_dot_product_attention", _fused), PeakMemory() as memory:
-            changed = network(z, text, torch.ones(len(z), dtype=translator_dtype))
+            translated = network(z, prompt, torch.ones(len(z), dtype=translator_dtype))
             with torch.no_grad():
-                rows = torch.empty(evaluations, *shape, dtype=teacher_dtype)
-                prompts = torch.empty(evaluations, tokens, network.text_dim, dtype=teacher_dtype)
-                teacher(rows, torch.zeros(evaluations, dtype=torch.long), encoder_hidden_states=prompts)
-            changed.sum().backward()
+                z_t = torch.empty(evaluations, *shape, dtype=teacher_dtype)
+                prompts = Prompt({"text": torch.empty(evaluations, tokens, network.text_dim, dtype=teacher_dtype)})
+                family.denoise(teacher, z_t, torch.zeros(evaluations, dtype=torch.long), prompts)
+            translated.sum().backward()
     return memory.peak

@@ -1,4 +1,4 @@
-"""The training step: edit, ask the teacher, follow its gradient."""
+"""The training step: translate, score with the teacher, inject the gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +13,7 @@ from dds_train.distillation.rng import draw
 from dds_train.training.schedules import Ramp
 from dds_train.training.tasks import TaskBank
 from dds_train.translator import TranslatorConfig
+from dds_train.translator.files import CONFIG_KEY
 
 
 class DistillationModule(pl.LightningModule):
@@ -20,19 +21,19 @@ class DistillationModule(pl.LightningModule):
 
     Args:
         translator: the only part that is trained, saved and averaged.
-        teacher: frozen; its opinion of input and output is the gradient.
-        codec: needed for batches of pixels; batches of latents do without (None).
+        teacher: frozen; its predictions for input and output make the gradient.
+        autoencoder: needed for batches of pixels; None for batches of latents.
         tasks: the edits to learn, in turns.
-        tasks_per_image: how many of them each image of a batch is asked for; they share its source branch.
-        loss: an entry of `distillation.LOSSES`, its own options bound.
+        tasks_per_image: edits of each image in a batch; they share its source branch.
+        loss: see `distillation.make_loss`.
         guidance: classifier-free guidance scale over training. A warm-up from 1 keeps the network from collapsing to one
             output for every input (project page of arXiv 2304.07090).
         identity: weight, over training, of ``0.5 |z_target - z_source|^2``; its gradient is in the units of G.
-        t_range: steps drawn, first included, last excluded.
+        t_range: timesteps sampled, first included, last excluded.
         optimizer: parameters -> optimizer.
-        scheduler: optimizer -> learning-rate scheduler, stepped at every step.
+        scheduler: optimizer -> learning-rate scheduler, stepped at every training step.
         seed: of the noise.
-        card: what `predict` has to know; goes into every checkpoint.
+        translator_config: goes into every checkpoint.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class DistillationModule(pl.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler],
         seed: int,
-        card: TranslatorConfig,
+        translator_config: TranslatorConfig,
     ) -> None:
         super().__init__()
         self.translator = translator
@@ -58,13 +59,13 @@ class DistillationModule(pl.LightningModule):
         self.tasks, self.tasks_per_image = tasks, tasks_per_image
         self.loss, self.guidance, self.identity, self.t_range = loss, guidance, identity, t_range
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.seed, self.card = seed, card
+        self.seed, self.translator_config = seed, translator_config
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | Tensor:
         if not batch["position"]:  # every sample of it was bad
             return torch.stack([p.sum() for p in self.translator.parameters()]).sum() * 0.0
         z_source = self.encode(batch)
-        task = self.tasks.pick(batch["position"], self.tasks_per_image).to(self.device)
+        task = self.tasks.pick(batch["position"], self.tasks_per_image)
         z_target = self.translate(z_source, task)
         distilled = self.distill(z_source, z_target, task, batch, self.guidance(self.progress))
         change = z_target - z_source.repeat_interleave(self.tasks_per_image, dim=0)
@@ -78,7 +79,7 @@ class DistillationModule(pl.LightningModule):
         return {"loss": loss / z_source[0].numel(), "z_source": z_source, "z_target": z_target.detach(), "task": task}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """What the averaged weights do to held-out images, at noise and guidance that stay the same over the training."""
+        """The averaged weights on held-out images, at noise and guidance that are the same over the whole training."""
         z_source = self.encode(batch)
         gradients, shifts = [], []
         for number in range(len(self.tasks.names)):
@@ -103,10 +104,10 @@ class DistillationModule(pl.LightningModule):
         t, eps = draw(z_source.shape[1:], self.t_range, self.device, [(self.seed, use, p) for p in batch["position"]])
         edits, caption = len(task) // len(z_source), batch.get("caption")
         if caption is not None:
-            caption = caption.to(self.device).repeat_interleave(edits)
+            caption = caption.repeat_interleave(edits)
         source, target = self.tasks.conditions(task, caption)
         if self.tasks.one_source:
-            source = source.at(torch.arange(0, len(task), edits, device=self.device))
+            source = source[::edits]
         else:  # then an image has as many source branches as tasks
             z_source, t, eps = (x.repeat_interleave(edits, dim=0) for x in (z_source, t, eps))
         return self.loss(self.teacher, z_source, z_target, source, target, t, eps, guidance)
@@ -118,13 +119,13 @@ class DistillationModule(pl.LightningModule):
 
     def every_time(self, task: int, z: Tensor) -> Tensor:
         """Task number `task` for each of z [B,...], [B]."""
-        return torch.full((len(z),), task, device=z.device)
+        return torch.full((len(z),), task)
 
     def encode(self, batch: dict[str, Any]) -> Tensor:
         """{"z": latents [B,C,h,w]} or {"image": pixels [B,3,H,W] in [-1,1]} -> latents [B,C,h,w]."""
         if "z" in batch:
             return batch["z"].to(self.device)
-        assert self.autoencoder is not None, "batches of pixels need a codec"
+        assert self.autoencoder is not None, "batches of pixels need a VAE"
         return self.autoencoder.encode(batch["image"])
 
     @property
@@ -143,7 +144,7 @@ class DistillationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["card"] = self.card.to_dict()
+        checkpoint[CONFIG_KEY] = self.translator_config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A complete run can be prolonged by a larger max_steps: what was its last batch then is not the last now.

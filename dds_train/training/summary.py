@@ -1,4 +1,4 @@
-"""What a training run will take, said before it starts."""
+"""Size and expected memory of a training run."""
 
 import torch
 
@@ -9,16 +9,17 @@ from dds_train.training.module import DistillationModule
 def summary(module: DistillationModule, batch_size: int, precision: str, checkpointing: bool) -> str:
     """Parameters trained and frozen, and the memory of one device, by arithmetic: not measured."""
     trained = list(module.translator.parameters())
-    held = {id(p): p for frozen in (module.teacher, module.autoencoder) if frozen for p in frozen.network.parameters()}
-    frozen = [p for p in held.values() if not p.requires_grad]
+    networks = [part.network for part in (module.teacher, module.autoencoder) if part]
+    frozen = [p for network in networks for p in network.parameters() if not p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in (*trained, *frozen))
     # Gradient, the optimiser's two moments (Adam), the average.
     training = sum(4 * p.numel() * p.element_size() for p in trained)
     step = step_bytes(
-        module.card.translator,
+        module.translator_config.translator,
         module.teacher.network.config,
+        module.teacher.family,
         size=module.teacher.latent_shape[1:],
-        tokens=module.tasks.instruction.shape[1],
+        tokens=module.tasks.instruction["text"].shape[1],
         images=batch_size,
         edits=module.tasks_per_image,
         evaluations=2 * batch_size * ((1 if module.tasks.one_source else module.tasks_per_image) + module.tasks_per_image),

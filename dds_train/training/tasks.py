@@ -1,4 +1,4 @@
-"""Which edits a batch asks for, and what teacher and translator are told about them."""
+"""The tasks of a batch, and their prompts for teacher and translator."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,41 +8,47 @@ from torch import Tensor
 
 from dds_train.diffusion import PromptTable
 from dds_train.distillation.guidance import Condition
+from dds_train.distillation.prompt import Prompt
 from dds_train.translator import Task
 
 
 @dataclass(frozen=True)
 class TaskBank:
-    """K tasks, embedded. What is said of an image depends on its caption (N of them) if a task says {caption}; else N is 1."""
+    """K tasks with their prompts, which stay in the table: only those of a batch go to the device."""
 
-    names: tuple[str, ...]
-    prompts: Condition  # [P,L,D] each: all that is said, each prompt once
-    source: Tensor  # [K,N] rows of `prompts`
-    target: Tensor  # [K,N]
-    instruction: Tensor  # [K,L,D]
-    one_source: bool  # whether all tasks describe an image alike
+    tasks: Mapping[str, Task]
+    table: PromptTable  # all prompts of the tasks, on the CPU or on disk
+    captions: Sequence[str]  # of all images, in order, if any task contains {caption}
+    instruction: Prompt  # [K]
+    null: Prompt  # [1]
+    negative: Prompt | None  # [1]
 
     @classmethod
     def embed(
         cls, tasks: Mapping[str, Task], table: PromptTable, captions: Sequence[str] = (), negative: str | None = None
     ) -> "TaskBank":
-        """`captions` of all images, in order, if any task says {caption}; `table` holds all prompts (`task.all_prompts`)."""
-        filled = [[task.filled(caption) for caption in (captions or [""])] for task in tasks.values()]
-        prompts = list(dict.fromkeys(prompt for task in filled for pair in task for prompt in pair))
-        row = {prompt: number for number, prompt in enumerate(prompts)}
-        source, target = (torch.tensor([[row[pair[side]] for pair in task] for task in filled]) for side in (0, 1))
+        """`table` holds all prompts of the tasks (`task.all_prompts`) and the negative one."""
         return cls(
-            names=tuple(tasks),
-            prompts=table.condition(prompts, negative),
-            source=source,
-            target=target,
+            tasks=tasks,
+            table=table,
+            captions=captions,
             instruction=table.embed(task.instruction for task in tasks.values()),
-            one_source=bool((source == source[:1]).all()),
+            null=table.rows[""],
+            negative=None if negative is None else table.rows[negative],
         )
 
     def to(self, device: torch.device) -> "TaskBank":
-        parts = {name: getattr(self, name).to(device) for name in ("prompts", "source", "target", "instruction")}
-        return replace(self, **parts)
+        negative = None if self.negative is None else self.negative.to(device)
+        return replace(self, instruction=self.instruction.to(device), null=self.null.to(device), negative=negative)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.tasks)
+
+    @property
+    def one_source(self) -> bool:
+        """Whether all tasks have one source prompt, so that the edits of an image can share its source branch."""
+        return len({task.source for task in self.tasks.values()}) == 1
 
     def pick(self, positions: Sequence[int], each: int) -> Tensor:
         """`each` different tasks for every one of B images, [B * each]: those of one image follow one another.
@@ -50,9 +56,17 @@ class TaskBank:
         In turns, by the image's position in the endless order: every task comes equally often, in every batch and on every
         rank.
         """
-        return torch.tensor([(p * each + m) % len(self.names) for p in positions for m in range(each)])
+        return torch.tensor([(p * each + m) % len(self.tasks) for p in positions for m in range(each)])
 
     def conditions(self, task: Tensor, caption: Tensor | None) -> tuple[Condition, Condition]:
         """Source and target of tasks [B] for images with captions number `caption` [B]."""
-        caption = caption if caption is not None and self.source.shape[1] > 1 else torch.zeros_like(task)
-        return self.prompts.at(self.source[task, caption]), self.prompts.at(self.target[task, caption])
+        tasks = list(self.tasks.values())
+        captions = [""] * len(task) if caption is None or not self.captions else [self.captions[i] for i in caption.tolist()]
+        filled = [tasks[number].filled(text) for number, text in zip(task.tolist(), captions, strict=True)]
+        sources, targets = zip(*filled, strict=True)
+        return self._condition(sources), self._condition(targets)
+
+    def _condition(self, texts: Sequence[str]) -> Condition:
+        count, device = len(texts), self.null["text"].device
+        negative = None if self.negative is None else self.negative.expand(count)
+        return Condition(self.table.embed(texts).to(device), self.null.expand(count), negative)

@@ -1,4 +1,4 @@
-"""Teacher and translator on one UNet: the translator is adapters on the teacher's weights, and a head of its own."""
+"""A LoRA translator: adapters on the teacher's own denoiser, and a head of its own."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -6,69 +6,70 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+from dds_train.diffusion.families import Family
+from dds_train.distillation.prompt import Prompt
 
 
 class LoRATranslator(nn.Module):
-    """Low-rank adapters (arXiv 2106.09685) on the teacher's own UNet, read out by a head that starts at zero.
+    """Low-rank adapters (arXiv 2106.09685) on the teacher's own denoiser, whose last layer is replaced by a zero-initialised
+    head.
 
-    The adapters are on only while the translator runs. At any other time the UNet answers as the teacher, bit for bit, so
-    one copy of its weights serves both, and a checkpoint holds adapters and head alone. The image enters as a latent
-    without noise, at step 0.
+    Adapters and head are on only while the translator runs. At any other time the network predicts as the teacher, bit for
+    bit, so that one copy of its weights serves both, and a checkpoint holds adapters and head alone. The image enters as a
+    latent without noise, at timestep 0.
 
     Args:
-        unet: the teacher's, frozen; it gets the adapters (in place) and stays where it is, in its own precision.
+        unet: the teacher's denoiser, frozen; it gets the adapters (in place) and stays where it is, in its own precision.
         rank: of the adapters.
-        targets: names of the layers that get one; attention's by default. More width: add "conv1", "conv2".
+        targets: names of the layers that get one; the family's by default, which is attention. Stronger: "conv1", "conv2" too.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, rank: int = 8, targets: Sequence[str] = ATTENTION) -> None:
+    def __init__(self, unet: Any, family: Family, rank: int = 8, targets: Sequence[str] | None = None) -> None:
         super().__init__()
+        targets = list(targets or family.lora_targets)
         if any(isinstance(layer, BaseTunerLayer) for layer in unet.modules()):
             raise ValueError("this UNet has adapters already; load it anew for another translator")
         if rank < 1:
             raise ValueError(f"translator.rank={rank}: must be at least 1")
+        last_layer = unet.get_submodule(family.last_layer)
         try:
-            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)), unet)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), unet)
         except ValueError as error:
-            raise ValueError(f"translator.targets={list(targets)}: the teacher's UNet has no such layers") from error
-        self.config: dict[str, Any] = {"kind": "lora", "rank": rank, "targets": list(targets)}
-        self.latent_channels, self.text_dim = unet.config.in_channels, unet.config.cross_attention_dim
-        self.stride = 2 ** (len(unet.config.block_out_channels) - 1)
-        self._shared = _Shared(unet)
+            raise ValueError(f"translator.targets={targets}: the teacher's denoiser has no such layers") from error
+        self.config: dict[str, Any] = {"kind": "lora", "rank": rank, "targets": targets}
+        shape = family.shape(unet.config)
+        self.latent_channels, self.text_dim, self.stride = shape.channels, shape.text_dim, shape.stride
+        self._shared = _Shared(unet, family)
         self._shared.switch(on=False)
         adapters = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
         for parameter in adapters.values():
             parameter.data = parameter.data.float()  # trained in full precision, whatever the teacher's
         # The same parameters, registered here: the UNet itself stays out of state dicts, optimisers and averages.
         self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
-        features = unet.conv_out
-        self.head = nn.Conv2d(features.in_channels, unet.config.in_channels, 3, padding=1)
+        self.head = copy.deepcopy(last_layer).float().requires_grad_()
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
-        """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] -> [B,C,h,w]."""
-        features = self._shared.features(z, text).to(self.head.weight.dtype)
-        return z + strength.view(-1, 1, 1, 1) * self.head(features).to(z.dtype)
+    def forward(self, z: Tensor, prompt: Prompt, strength: Tensor) -> Tensor:
+        """z [B,C,h,w] scaled latents, B prompts, strength [B] -> [B,C,h,w]."""
+        change = self._shared.predict(z, prompt, self.head)
+        return z + strength.view(-1, 1, 1, 1) * change.to(z.dtype)
 
-    def plain_unet(self) -> UNet2DConditionModel:
+    def plain_unet(self) -> Any:
         """A copy with the adapters merged into its weights and the head as its last layer, in full precision: the change at
         full strength is ``unet(z, 0, text)``."""
         unet: Any = copy.deepcopy(self._shared.unet).float()
         for name, layer in list(unet.named_modules()):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
-                parent, _, own = name.rpartition(".")
-                setattr(unet.get_submodule(parent), own, layer.get_base_layer())
-        unet.conv_out = copy.deepcopy(self.head)
+                unet.set_submodule(name, layer.get_base_layer())
+        unet.set_submodule(self._shared.family.last_layer, copy.deepcopy(self.head))
         return unet
 
     def enable_gradient_checkpointing(self) -> None:
@@ -76,10 +77,10 @@ class LoRATranslator(nn.Module):
 
 
 class _Shared:
-    """The UNet with its adapters. Deliberately not an `nn.Module`, and copies share it: see `frozen.base.Frozen`."""
+    """The denoiser with its adapters. Deliberately not an `nn.Module`, and copies share it: see `diffusion.frozen.Frozen`."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self.unet: Any = unet
+    def __init__(self, unet: Any, family: Family) -> None:
+        self.unet, self.family = unet, family
         self.layers = [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -100,17 +101,19 @@ class _Shared:
         finally:
             self.switch(before)
 
-    def features(self, z: Tensor, text: Tensor) -> Tensor:
-        """What the UNet's last layer gets to see, [B,width,h,w]; its own output is not used."""
-        seen: list[Tensor] = []
-        handle = self.unet.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        step = torch.zeros(len(z), dtype=torch.long, device=z.device)
+    def predict(self, z: Tensor, prompt: Prompt, head: nn.Module) -> Tensor:
+        """The denoiser's output at timestep 0, with adapters and with `head` in place of its last layer, [B,C,h,w]."""
+
+        def replace(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return head(inputs[0].to(next(head.parameters()).dtype))
+
+        handle = self.unet.get_submodule(self.family.last_layer).register_forward_hook(replace)
+        t = torch.zeros(len(z), dtype=torch.long, device=z.device)
         try:
             with self.adapters(on=True):
-                self.unet(z.to(self.unet.dtype), step, encoder_hidden_states=text.to(self.unet.dtype))
+                return self.family.denoise(self.unet, z.to(self.unet.dtype), t, prompt.to(dtype=self.unet.dtype))
         finally:
             handle.remove()
-        return seen[0]
 
     def enable_gradient_checkpointing(self) -> None:
         def recomputed(block: Callable[..., Any], *args: Any) -> Any:

@@ -48,7 +48,7 @@ class Translator:
         self.autoencoder, self.text = checkpoint.autoencoder(), checkpoint.text_encoder()
         self.tile, self.overlap = tile, overlap
         self.multiple = self.autoencoder.factor * network.stride  # pixels, of the sides that the networks see
-        if (network.latent_channels, network.text_dim) != (self.autoencoder.channels, self.text.embed("").shape[-1]):
+        if (network.latent_channels, network.text_dim) != (self.autoencoder.channels, self.text.embed("")["text"].shape[-1]):
             raise UserError(f"teacher.path={checkpoint.path} is not the teacher that this was trained with ({config.teacher})")
         if tile % self.autoencoder.factor or not 0 <= overlap < tile:
             raise UserError(f"tile={tile}: give a multiple of {self.autoencoder.factor}, larger than overlap={overlap}")

@@ -1,4 +1,4 @@
-"""What a translator is asked to do, in words."""
+"""Tasks: the edits that a translator learns, as text."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,28 +10,28 @@ CAPTION = "{caption}"
 
 @dataclass(frozen=True)
 class Task:
-    """One edit: two captions for the teacher, one instruction for the translator.
+    """One edit: a source and a target prompt for the teacher, an instruction for the translator.
 
-    `source` and `target` may say {caption}, which stands for each image's own caption; in the target with the words of `swap`
-    exchanged: source "{caption}", target "{caption}", swap {"cat": "lion"}.
+    `source` and `target` may contain {caption}, which stands for each image's own caption; in the target with the words of
+    `swap` exchanged: source "{caption}", target "{caption}", swap {"cat": "lion"}.
     """
 
-    source: str  # what the inputs show
-    target: str  # what is wanted
-    instruction: str  # what the translator is told
+    source: str  # prompt that describes the inputs
+    target: str  # prompt that describes the outputs
+    instruction: str  # prompt of the translator
     swap: dict[str, str] = field(default_factory=dict)
     truth: dict[str, Any] = field(default_factory=dict)  # of critters: the parameters that the exact edit changes
 
     def __post_init__(self) -> None:
         if CAPTION in self.instruction:
-            raise ValueError(f"instruction={self.instruction!r}: is one for all images, so it cannot say {CAPTION}")
+            raise ValueError(f"instruction={self.instruction!r}: is one for all images, so it cannot contain {CAPTION}")
 
     @property
     def needs_captions(self) -> bool:
         return CAPTION in self.source + self.target
 
     def filled(self, caption: str) -> tuple[str, str]:
-        """Source and target for an image with this caption."""
+        """Source and target prompt of an image with this caption."""
         swapped = caption
         for old, new in self.swap.items():
             swapped = re.sub(rf"\b{re.escape(old)}\b", new, swapped)
@@ -46,10 +46,10 @@ def tasks_from(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
 
 
 def all_prompts(tasks: Iterable[Task], captions: Sequence[str] = ()) -> list[str]:
-    """Every prompt that these tasks say of images with these captions, each once."""
-    said: dict[str, None] = {}
+    """Every prompt of these tasks for images with these captions, each once."""
+    prompts: dict[str, None] = {}
     for task in tasks:
-        said[task.instruction] = None
+        prompts[task.instruction] = None
         for caption in dict.fromkeys(captions) if task.needs_captions else [""]:
-            said.update(dict.fromkeys(task.filled(caption)))
-    return list(said)
+            prompts.update(dict.fromkeys(task.filled(caption)))
+    return list(prompts)

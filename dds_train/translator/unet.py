@@ -1,4 +1,4 @@
-"""The translator: latent and instruction in, edited latent out, in one pass."""
+"""A small UNet of its own as a translator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,15 +7,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from dds_train.distillation.prompt import Prompt
+
 
 class UNetTranslator(nn.Module):
-    """A text-conditioned UNet that predicts what to add to the latent.
+    """A text-conditioned UNet that predicts the change of the latent.
 
-    Its last layer starts at zero, so that before training the output *is* the input. `strength` scales what is added:
-    0 gives exactly the input, 1 the full edit.
+    Its last layer starts at zero, so that before training the output *is* the input. `strength` scales the change: 0 gives
+    exactly the input, 1 the full edit. Of a prompt it reads ``text`` alone, so that it works with any family of teachers.
 
     Args:
-        latent_channels: C of the codec.
+        latent_channels: C of the VAE.
         text_dim: D of the prompt embeddings.
         channels: width of each resolution, from fine to coarse; latents of any size are accepted.
         depth: residual blocks at each resolution.
@@ -68,10 +70,10 @@ class UNetTranslator(nn.Module):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, z: Tensor, text: Tensor, strength: Tensor) -> Tensor:
-        """z [B,C,h,w] scaled latents, text [B,L,D], strength [B] -> [B,C,h,w]."""
-        no_time = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        change = self.unet(z, no_time, encoder_hidden_states=text).sample
+    def forward(self, z: Tensor, prompt: Prompt, strength: Tensor) -> Tensor:
+        """z [B,C,h,w] scaled latents, B prompts, strength [B] -> [B,C,h,w]."""
+        t = torch.zeros(len(z), dtype=torch.long, device=z.device)
+        change = self.unet(z, t, encoder_hidden_states=prompt["text"]).sample
         return z + strength.view(-1, 1, 1, 1) * change.to(z.dtype)
 
     def plain_unet(self) -> UNet2DConditionModel:

@@ -1,0 +1,74 @@
+"""Stable Diffusion 1.x and 2.x: a UNet that reads the last hidden state of CLIP's text model."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from dds_train.diffusion.families.base import Config, DenoiserShape, Family
+from dds_train.distillation.prompt import Prompt
+
+EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+
+
+def shape(unet: Config) -> DenoiserShape:
+    size = unet["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return DenoiserShape(
+        unet["in_channels"], unet["cross_attention_dim"], (height, width), 2 ** (len(unet["block_out_channels"]) - 1)
+    )
+
+
+def check(unet: Config, vae: Config, text_encoder: Config) -> None:
+    channels, inputs, outputs = vae["latent_channels"], unet["in_channels"], unet["out_channels"]
+    if (inputs, outputs) != (channels, channels):
+        raise ValueError(
+            f"its UNet maps {inputs} channels to {outputs}, the VAE's latents have {channels}: "
+            "inpainting and InstructPix2Pix checkpoints are not supported"
+        )
+    extra = [key for key in EXTRA_INPUTS if unet.get(key) is not None]
+    if extra:
+        raise ValueError(f"its UNet has inputs besides latent, timestep and prompt ({extra[0]}={unet[extra[0]]})")
+    if unet["cross_attention_dim"] != text_encoder["hidden_size"]:
+        raise ValueError(
+            f"its UNet reads prompts of width {unet['cross_attention_dim']}, "
+            f"its text encoder writes width {text_encoder['hidden_size']}"
+        )
+
+
+def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
+    """CLIP's last hidden state of the padded prompt. Too long a prompt is cut, with a warning."""
+    length = pipeline.tokenizer.model_max_length
+    for prompt in prompts:
+        tokens = len(pipeline.tokenizer(prompt).input_ids)
+        if tokens > length:
+            warnings.warn(f"prompt cut to {length} of its {tokens} tokens: {prompt!r}", stacklevel=4)
+    text, _ = pipeline.encode_prompt(list(prompts), None, 1, do_classifier_free_guidance=False)
+    return Prompt({"text": text})
+
+
+def denoise(unet: Any, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+    return unet(z_t, t, encoder_hidden_states=prompt["text"]).sample
+
+
+def self_attention(unet: Any) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:
+    for block in unet.up_blocks:
+        for transformer in getattr(block, "attentions", None) or []:
+            yield transformer, [layer.attn1 for layer in transformer.transformer_blocks]
+
+
+STABLE_DIFFUSION = Family(
+    name="Stable Diffusion 1.x and 2.x",
+    denoiser="unet",
+    network=UNet2DConditionModel,
+    last_layer="conv_out",
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+    shape=shape,
+    check=check,
+    embed=embed,
+    denoise=denoise,
+    self_attention=self_attention,
+    pipeline_options={"requires_safety_checker": False},
+)
