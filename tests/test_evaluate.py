@@ -24,7 +24,7 @@ from dds_train.errors import UserError
 from dds_train.evaluation.configured import ConfiguredMethod
 from dds_train.evaluation.evaluate import Evaluation, evaluate
 from dds_train.evaluation.items import EvaluationItem, critter_items, image_items
-from dds_train.evaluation.metrics.metric import HIGHER, Metric, Network
+from dds_train.evaluation.metrics.metric import HIGHER, LOWER, Batch, Metric, Network
 from dds_train.evaluation.metrics.registry import MetricOptions, build_metrics
 from dds_train.evaluation.outputs import sheet, write_outputs
 from dds_train.evaluation.pie_bench import read_pie_bench
@@ -249,6 +249,30 @@ def test_files_of_an_evaluation(tmp_path: Path, calls: list[str]) -> None:
     assert tall.shape[1] - short.shape[1] == 2 * 98  # two more rows of 96 pixels
     assert Image.open(tmp_path / "out" / "sheet.png").size == (tall.shape[2], tall.shape[1] - 98)
     assert "three images" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_new_metric_is_in_all_outputs(tmp_path: Path, calls: list[str]) -> None:
+    def mean(batch: Batch) -> Tensor:
+        return batch.outputs.mean((1, 2, 3))
+
+    level = Metric("level", HIGHER, "mean of all pixels", "grays", per_image=mean, decimals=4)
+    spread = Metric("spread", LOWER, "of the levels", per_set=lambda results: float(np.std(results.values["level"])))
+    evaluation = evaluation_of(tmp_path, items_of(tmp_path, ["one", "two"]), [*build_metrics(MetricOptions()), level, spread])
+    write_outputs(tmp_path / "out", evaluation, "", rows=1)
+    outputs = [evaluation.results.output("lighter", item).mean().item() for item in evaluation.items]
+    with (tmp_path / "out" / "per_image.csv").open(newline="") as file:
+        values = [float(row["level"]) for row in csv.DictReader(file) if row["method"] == "lighter"]
+    assert values == pytest.approx(outputs, abs=2e-3)  # files have 8 bits
+    header, *_, row = (tmp_path / "out" / "table.md").read_text().splitlines()
+    cells = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    assert cells["level"] == f"{np.mean(values):.4f}"
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert content["metrics"]["level"] == {"direction": 1, "unit": "grays", "meaning": "mean of all pixels"}
+    assert content["methods"]["lighter"]["spread"]["mean"] == pytest.approx(np.std(values))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "level ↑" in page
+    assert "spread ↓" in page
+    assert "<dt>level (grays)</dt><dd>mean of all pixels</dd>" in page
 
 
 # ---------------------------------------------------------------- command lines

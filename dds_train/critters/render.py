@@ -1,8 +1,8 @@
 """Rendering of critters at any size.
 
 Shapes are signed distances in head coordinates (the head is the unit circle, y points down), painted in order with one pixel of
-analytic anti-aliasing. Only + - * / and sqrt touch the pixels, in float64, all exactly rounded by IEEE 754: every machine renders
-the same bytes.
+analytic anti-aliasing. Only + - * / and sqrt touch the pixels, in float64, all exactly rounded by IEEE 754, so that every
+machine renders the same bytes.
 """
 
 import colorsys
