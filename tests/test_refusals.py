@@ -27,8 +27,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("command", "wrong", "says"),
     [
-        ("optimize", ["trajectory=[gifs]"], "there are strip, gif, mp4"),
-        ("optimize", ["exact_background=maybe"], "take auto, true or false"),
         ("optimize", ["mask=mask.png"], "a mask of 150 x 61 pixels for a picture of 64 x 64"),
         ("optimize", ["cache=text.sqlite"], "cannot be used as a cache"),
         ("optimize", ["auto_mask.timestep=1000"], "within [0,1000]"),

@@ -53,6 +53,9 @@ class Record:
     def __init__(self, folder: str | Path, command: str, rank: int = 0) -> None:
         self.folder, self.command, self.rank = Path(folder), command, rank
         self.path = self.folder / RECORD
+        self.settings: dict[str, Any] = {}
+        self.claimed_by: str | None = None
+        self.results: dict[str, dict[str, Any]] = {}
         self._stack, self._claims = contextlib.ExitStack(), False
         self._load()
 
@@ -173,9 +176,7 @@ class Record:
     # ---------------------------------------------------------------- the file
 
     def _load(self) -> None:
-        self.settings: dict[str, Any] = {}
-        self.claimed_by: str | None = None
-        self.results: dict[str, dict[str, Any]] = {}
+        self.settings, self.claimed_by, self.results = {}, None, {}
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.path.open(errors="replace") as file:
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a kill
