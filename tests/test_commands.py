@@ -225,7 +225,7 @@ def test_errors_behind_the_first_checks(tiny: Callable[[str], Path], tmp_path: P
     (tmp_path / "page.jpg").write_text("<html></html>")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for argv, says in (
-        (("optimize", *PROMPTS, "image=page.jpg"), "page.jpg: not a picture"),
+        (("optimize", *PROMPTS, "image=page.jpg"), "page.jpg: not a readable image"),
         (("optimize", *PROMPTS, "image=a.png", "teacher=sd15"), "teacher.path=DIR"),
         (("optimize", *PROMPTS, "image=a.png", "teacher.path=nowhere"), "teacher.path=nowhere: no such folder"),
         (("optimize", *PROMPTS, "image=a.png", "t_range=[0,2000]", f"teacher.path={tiny('epsilon')}"), "within [0,1000]"),

@@ -89,7 +89,7 @@ def test_a_file_that_is_no_picture_is_refused_in_words(url: str, tmp_path: Path)
     for name, content in (("cat.jpg", b"<html>not found</html>"), ("notes.txt", b"hello"), ("cut.png", b"\x89PNG\r\n\x1a\n")):
         (tmp_path / name).write_bytes(content)
         _, _, note = client.predict(handle_file(tmp_path / name), "lion", "", 1.0, api_name="/edit")
-        assert note.startswith(f"{name}: not a picture that can be read")  # and no path of the server's
+        assert note.startswith(f"{name}: not a readable image")  # and no path of the server's
         assert "tmp" not in note
 
 
@@ -183,8 +183,8 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
         find("#picture button[aria-label*=lear], #picture button[aria-label*=emove]").click()
         wait_for(lambda: find("#picture input[type=file]")).send_keys(str(tmp_path / "cat.jpg"))  # type: ignore[attr-defined]
         toast = wait_for(lambda: find(".toast-body.warning").text)
-        assert "cat.jpg: not a picture that can be read" in str(toast)
-        assert "cat.jpg: not a picture" in find("#note").text
+        assert "cat.jpg: not a readable image" in str(toast)
+        assert "cat.jpg: not a readable image" in find("#note").text
         find("#picture button[aria-label*=lear], #picture button[aria-label*=emove]").click()
         time.sleep(0.5)
         wait_for(lambda: find("#picture input[type=file]")).send_keys(str(picture))  # type: ignore[attr-defined]

@@ -130,7 +130,7 @@ def test_a_mask_is_white_where_to_edit_and_fits_the_picture(folder: Path) -> Non
     assert read.shape == (1, 10, 20)
     assert (read[..., :9] == 0).all()
     torch.testing.assert_close(read[..., 11:], torch.ones(1, 10, 9))
-    with pytest.raises(UserError, match="a mask of 40 x 20 pixels for a picture of 8 x 8"):
+    with pytest.raises(UserError, match="a mask of 40 x 20 pixels for an image of 8 x 8"):
         read_mask(folder / "m.png", (8, 8))
     with pytest.raises(UserError, match="a mask of 40 x 20"):
         make_batches(plan(str(folder / "c.png"), mask=str(folder / "m.png")), 1, None)

@@ -101,8 +101,8 @@ def test_square_crop_takes_the_middle() -> None:
 def test_overviews_of_mixed_sizes() -> None:
     pictures = [torch.rand(3, h, w) * 2 - 1 for h, w in ((37, 511), (64, 64), (10, 3))]
     picture = before_after_grid([(p, p) for p in pictures], side=32)
-    assert picture.shape == (3, 2 * 32 + 2, 3 * 32 + 4)
-    assert image_grid([torch.stack(pictures[1:2] * 2)]).shape == (3, 64, 130)
+    assert picture.shape == (3, 2 * 34 + 2, 3 * 34 + 2)
+    assert image_grid([torch.stack(pictures[1:2] * 2)]).shape == (3, 64 + 4, 2 * 66 + 2)
 
 
 @pytest.mark.parametrize("size", [(37, 511), (1, 1), (32, 32), (33, 31)])

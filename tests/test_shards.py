@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from dds_train.data.shards import ShardSource
 from dds_train.data.synthesis import Recipe, image_seed, recipe_for, synthesize, verify
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
+from dds_train.runs.files import HOST
 
 PROMPTS = fill_all(["a photo of a {fur} cat", "a cat"], {"fur": ["gray", "orange"]}, 7, seed=0)
 
@@ -87,9 +89,13 @@ def test_a_stopped_run_goes_on_and_a_lost_shard_comes_back(checkpoint: Diffusion
     first, second = ((tmp_path / "d" / name) for name in r.shards[:2])
     kept, lost, manifest = first.stat().st_mtime_ns, second.read_bytes(), (tmp_path / "d" / "manifest.json").read_text()
     second.unlink()
-    (tmp_path / "d" / ".shard-00001.tar.99.partial").write_bytes(lost[:100])  # as a kill leaves it
+    killed = subprocess.Popen(["sleep", "0"])
+    killed.wait()
+    partial = tmp_path / "d" / f".partial-{HOST}-{killed.pid}-00000000.tar"
+    partial.write_bytes(lost[:100])
     synthesize(checkpoint, r, tmp_path / "d", batch_size=3)
     assert first.stat().st_mtime_ns == kept
+    assert not partial.exists()
     assert second.read_bytes() == lost
     assert (tmp_path / "d" / "manifest.json").read_text() == manifest
     verify(tmp_path / "d")

@@ -23,7 +23,7 @@ from dds_train.data.source import Sample, image_size
 from dds_train.data.tar_index import OpenFiles, ShardSample, scan_shard
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
-from dds_train.images.files import checked_image, square_crop
+from dds_train.images.files import decode_image, square_crop
 
 LATENT = "z.npy"
 IMAGES = ("png", "jpg", "jpeg", "webp")
@@ -172,7 +172,7 @@ class ShardDataset(Dataset[Sample]):
             except (ValueError, EOFError) as error:
                 raise UserError(f"{sample.name}: {str(error).splitlines()[0]}") from error
         extension = next(extension for extension in IMAGES if extension in sample.members)
-        image = checked_image(io.BytesIO(self._read(sample, extension)), sample.name)
+        image = decode_image(io.BytesIO(self._read(sample, extension)), sample.name)
         return {"image": square_crop(image, self.size), "caption": caption}
 
     def caption(self, sample: ShardSample) -> str:

@@ -21,13 +21,14 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from dds_train.data.shards import FORMAT, LATENT, MANIFEST, TABLE, ShardSource
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
+from dds_train.images.grids import image_grid
+from dds_train.runs.files import atomic_write, remove_leavings
 
 os.environ.setdefault("WDS_SECURE", "1")  # before the import: shards must not be able to run anything
 from webdataset.writer import TarWriter
@@ -97,19 +98,16 @@ def synthesize(
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(["", *recipe.prompts]))}
     with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
         for number, name in missing:
-            partial = folder / f".{name}.{os.getpid()}.partial"
-            with partial.open("wb") as file:
+            with atomic_write(folder / name, durable=True) as partial, partial.open("wb") as file:
                 tar = TarWriter(file, mtime=0, encoder=False)
                 _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar)
-            os.replace(partial, folder / name)
     with FileLock(folder / ".lock"):
         if not all((folder / name).exists() for name in recipe.shards):
             return False
         _add_prompts(checkpoint, folder, [*recipe.prompts, *extra_prompts])
         if not (folder / MANIFEST).exists():
             _finish(checkpoint, recipe, folder, batch_size)
-        for partial in folder.glob(".shard-*.partial"):  # of processes that were killed
-            partial.unlink(missing_ok=True)
+        remove_leavings(folder)
     return True
 
 
@@ -127,9 +125,8 @@ def claim(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not path.exists():
-            partial = folder / f".{RECIPE}.partial"
-            partial.write_text(json.dumps({"digest": recipe.digest(), **asdict(recipe)}, indent=1) + "\n")
-            os.replace(partial, path)
+            with atomic_write(path) as partial:
+                partial.write_text(json.dumps({"digest": recipe.digest(), **asdict(recipe)}, indent=1) + "\n")
     if json.loads(path.read_text()).get("digest") != recipe.digest():
         raise UserError(f"output_dir={folder}: a data set with other settings ({path}); take another folder, or delete it")
 
@@ -199,9 +196,8 @@ def _add_prompts(checkpoint: DiffusionCheckpoint, folder: Path, prompts: Sequenc
     table = PromptTable.load(path) if path.exists() else PromptTable({})
     completed = table.completed(prompts, checkpoint.text_encoder)
     if completed is not table:
-        partial = folder / f".{TABLE}.partial"
-        completed.save(partial)
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            completed.save(partial)
 
 
 def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch_size: int) -> None:
@@ -212,7 +208,7 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
     dataset, count = source.dataset(), min(256, len(source.samples))
     images = torch.stack([dataset[i]["image"] for i in range(count)])
     z = torch.stack([latents[i]["z"] for i in range(count)])
-    save_image(make_grid(images[:PREVIEW], nrow=8, pad_value=1), folder / "preview.png")
+    save_image(image_grid(images[:PREVIEW].split(8)), folder / "preview.png")
     manifest = {
         "format": FORMAT,
         "samples": len(source.samples),
@@ -230,9 +226,8 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
         "filter": {"score": recipe.score, "least": recipe.least, "tries": recipe.tries} if recipe.score else None,
         "colours": colours(z, images),
     }
-    partial = folder / f".{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n")
-    os.replace(partial, folder / MANIFEST)
+    with atomic_write(folder / MANIFEST) as partial:
+        partial.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def colours(z: Tensor, images: Tensor) -> list[list[float]]:

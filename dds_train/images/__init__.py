@@ -1,1 +1,1 @@
-"""Images as files: found, read, written, tiled and laid out in grids. Knows nothing of models."""
+"""Image files: finding, reading, writing, tiling and grids. Knows nothing of models."""

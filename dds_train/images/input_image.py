@@ -1,6 +1,6 @@
-"""A picture as editors take it: scaled down if that is wished, with all that its file holds."""
+"""Input images of editing methods."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from dds_train.images.files import AlphaAndProfile, read_with_alpha_and_profile
 
 @dataclass(frozen=True)
 class InputImage:
+    """An input image, optionally downscaled, with its alpha channel and ICC profile."""
+
     image: Tensor  # [1,3,H,W] in [-1,1]
-    original: Tensor  # [1,3,H0,W0], before it was scaled down
-    alpha_and_profile: AlphaAndProfile  # what a file has beside its colours
+    original: Tensor  # [1,3,H0,W0], before downscaling
+    alpha_and_profile: AlphaAndProfile
 
     @property
     def size(self) -> tuple[int, int]:
@@ -22,21 +24,19 @@ class InputImage:
 
 
 def read_input_image(path: Path, max_side: int | None) -> InputImage:
-    """Scaled down if its longer side has more than `max_side` pixels. Raises UserError if it is not a picture."""
-    (image, alpha_and_profile) = read_with_alpha_and_profile(path)
+    """An image file, downscaled if its longer side has more than `max_side` pixels. Raises UserError as `read_image` does."""
+    image, alpha_and_profile = read_with_alpha_and_profile(path)
     image = original = image[None]
-    if max_side is not None:
-        scale = max_side / max(image.shape[-2:])
-        if scale < 1:
-            size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-            image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    if max_side is not None and (scale := max_side / max(image.shape[-2:])) < 1:
+        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
     return InputImage(image, original, alpha_and_profile)
 
 
-def check_readable(pictures: Sequence[tuple[str, Path]], max_side: int | None = None) -> dict[Path, tuple[int, int]]:
-    """Read every picture once before any work is done on the first one; their sizes, (H, W), scaled down.
+def check_readable(inputs: Iterable[tuple[str, Path]], max_side: int | None = None) -> dict[Path, tuple[int, int]]:
+    """Sizes (H, W), after downscaling, of all input images, each of which is read once.
 
     Raises:
         UserError: naming the first that cannot be read.
     """
-    return {path: read_input_image(path, max_side).size for _, path in pictures}
+    return {path: read_input_image(path, max_side).size for _, path in inputs}

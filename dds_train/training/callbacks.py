@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from dds_train.images.files import save_image
+from dds_train.images.grids import image_grid
 from dds_train.training.module import DistillationModule
 
 
@@ -90,7 +90,7 @@ class SampleGrid(Callback):
         """The grid [3,H,W] in [-1,1]."""
         z = module.encode({name: value[: self.count] for name, value in held_out.items()})
         rows = [z, *(module.translate(z, module.every_time(task, z)) for task in range(len(module.tasks.names)))]
-        return make_grid(torch.cat([self.decode(row).cpu() for row in rows]), nrow=len(z), pad_value=1)
+        return image_grid([self.decode(row).cpu() for row in rows])
 
 
 class Throughput(Callback):
