@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from random_translator import export_random
 
 import dds_train.methods
+from dds_train.cli.main import CONF
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 from dds_train.evaluation.configured import REFERENCES, ConfiguredMethod, configured_methods, curves, run_names
 from dds_train.methods import METHODS, MethodContext
+from dds_train.methods.registry import NEGATIVE
 from dds_train.translator import Task
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -67,6 +70,10 @@ def test_options_with_wrong_values_are_refused(tiny: Callable[[str], Path]) -> N
             METHODS["optimize"](context, **{**usual, **wrong})
         with pytest.raises(UserError, match=rf"^method\.mine: .*{message}"):
             ConfiguredMethod("mine", "optimize", {**usual, **wrong}).build(context)
+
+
+def test_the_default_negative_prompt_is_that_of_the_configuration() -> None:
+    assert NEGATIVE["nfsd"] == OmegaConf.load(CONF / "loss" / "nfsd.yaml").negative
 
 
 # ---------------------------------------------------------------- from configuration

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dds_train.distillation.losses import loss_options
 from dds_train.errors import UserError
-from dds_train.methods.registry import METHODS, Method, MethodContext, instructions, loss_options
-from dds_train.runs.digest import file_digest
-from dds_train.translator import read_config
+from dds_train.methods.registry import METHODS, Method, MethodContext, instructions
+from dds_train.translator import read_config, weights_digest
 
 T = TypeVar("T")
 
@@ -43,9 +43,8 @@ class ConfiguredMethod:
             self._named(self._check_loss)
 
     def _check_loss(self) -> None:
-        name, options = self.options.get("loss", "dds"), self.options.get("options") or {}
-        known = loss_options(name)
-        for key in options:
+        name, known = self.options.get("loss", "dds"), loss_options(self.options.get("loss", "dds"))
+        for key in self.options.get("options") or {}:
             if key not in known:
                 raise ValueError(f"loss {name} has no option {key}; it takes {', '.join(known)}")
 
@@ -60,9 +59,8 @@ class ConfiguredMethod:
 
     def identity(self) -> dict[str, Any]:
         """What its results depend on: plain data, with a translator's weights by digest."""
-        ckpt = Path(self.options["ckpt"]) if "ckpt" in self.options else None
-        weights = {} if ckpt is None else {"weights": file_digest(ckpt / "translator.safetensors" if ckpt.is_dir() else ckpt)}
-        return {"kind": self.kind, **{key: value for key, value in self.options.items() if key != "ckpt"}, **weights}
+        weights = {"ckpt": weights_digest(Path(self.options["ckpt"]))} if "ckpt" in self.options else {}
+        return {"kind": self.kind, **self.options, **weights}
 
     def _named(self, work: Callable[[], T]) -> T:
         try:

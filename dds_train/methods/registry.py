@@ -1,6 +1,5 @@
 """Editing methods by name; see the package for an example."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
-from dds_train.distillation.linear import LINEAR
-from dds_train.distillation.losses import LOSSES, Loss
+from dds_train.distillation.losses import loss_options, make_loss
 from dds_train.distillation.rng import draw
-from dds_train.distillation.variational import VariationalLoss
 from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.optimize import optimize_latent
 from dds_train.methods.student import LoRAStudent
@@ -81,7 +78,7 @@ def optimize(
         raise ValueError(
             f"t_range={[first, last]}: give [FIRST,LAST] within [{lowest},{len(teacher.schedule)}], such as [50,950]"
         )
-    distill = make_loss(loss, lambda rank: LoRAStudent(context.checkpoint, rank), **(options or {}))
+    loss_fn = make_loss(loss, partial(LoRAStudent, context.checkpoint), **(options or {}))
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
         table = PromptTable.of(text_encoder, [*sources, *targets, *([negative] if negative else [])])
@@ -91,7 +88,7 @@ def optimize(
             z,
             source,
             target,
-            loss=distill,
+            loss=loss_fn,
             steps=steps,
             lr=lr,
             guidance=guidance,
@@ -179,21 +176,3 @@ def _in_latent_space(
         return autoencoder.decode(edit(autoencoder.encode(images, multiple), sources, targets), (height, width)).cpu()
 
     return on_images
-
-
-# TODO: `distillation.losses.make_loss` and `loss_options` take the place of these two.
-def loss_options(name: str) -> dict[str, Any]:
-    functions = {**LOSSES, **LINEAR, "vsd": VariationalLoss}
-    if name not in functions:
-        raise ValueError(f"loss must be one of {', '.join([*LOSSES, 'vsd'])}, got {name!r}")
-    parameters = inspect.signature(functions[name]).parameters.values()
-    return {"weight": "one", **{p.name: p.default for p in parameters if p.default is not p.empty}, "rank": 4}
-
-
-def make_loss(name: str, student: Callable[[int], LoRAStudent], **options: Any) -> Loss:
-    unknown = set(options) - set(loss_options(name))
-    if unknown:
-        raise ValueError(f"loss {name} has no option {min(unknown)}; it takes {', '.join(loss_options(name))}")
-    if name == "vsd":
-        return VariationalLoss(student(options.pop("rank", 4)), **options)
-    return partial(LOSSES[name], **options)
