@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -11,13 +11,16 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor
 
-from dds_train.cli.main import CONF
+from dds_train.cli.conf import CONF
+from dds_train.cli.schema import FitConfig, LoggerConfig, Section, SynthesizeConfig, TargetSection
+from dds_train.cli.schema import Ramp as RampConfig
 from dds_train.data.source import Source
 from dds_train.data.synthetic import SyntheticSource
 from dds_train.diffusion import DiffusionCheckpoint, Teacher
@@ -41,33 +44,31 @@ def build_rank_device(name: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def build_checkpoint(cfg: DictConfig, device: str) -> DiffusionCheckpoint:
+def build_checkpoint(cfg: Any, device: str) -> DiffusionCheckpoint:
     """`cfg` is the group teacher."""
     # Their notes on every load say nothing that a user of this command line could act on.
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if cfg.dtype != "auto" and cfg.dtype not in DTYPES:
-        raise UserError(f"teacher.dtype={cfg.dtype}: take auto, {', '.join(DTYPES)}")
     auto = torch.float16 if device.startswith("cuda") else torch.float32
     return DiffusionCheckpoint(str(cfg.path), device, auto if cfg.dtype == "auto" else DTYPES[cfg.dtype])
 
 
-def load_loss(name: str, options: dict[str, Any]) -> DictConfig:
+def load_loss(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The group loss as conf/loss/`name`.yaml has it, with some of its options changed."""
     path = CONF / "loss" / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"loss {name}: there are {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
-    usual = OmegaConf.load(path)
+    usual: Any = OmegaConf.to_container(OmegaConf.load(path))
     unknown = [key for key in options if key not in usual]
     if unknown:
         raise UserError(f"loss {name} has no option {unknown[0]}; there are {', '.join(str(key) for key in usual)}")
-    return OmegaConf.merge(usual, options)  # type: ignore[return-value]
+    return {**usual, **options}
 
 
-def build_loss(cfg: DictConfig, checkpoint: DiffusionCheckpoint | None = None) -> Loss:
-    """`cfg` is the group loss; `negative` is a prompt, which goes into the conditions. Stateful losses need `checkpoint`."""
-    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+def build_loss(loss: Mapping[str, Any], checkpoint: DiffusionCheckpoint | None = None) -> Loss:
+    """`loss` is the group loss; `negative` is a prompt, which goes into the conditions. Stateful losses need `checkpoint`."""
+    options = dict(loss)
     name = options.pop("name")
     if not options.pop("negative", "unused"):
         raise UserError(f"loss {name} needs a negative prompt: loss.negative='blurry, low quality'")
@@ -91,19 +92,17 @@ def with_source_cache(spec: str | None, teacher: Teacher, checkpoint: DiffusionC
     return SourceCache(teacher, store, f"{checkpoint.digest('denoiser', 'scheduler')}/{teacher.dtype}/{where}")
 
 
-def build_translator(cfg: DictConfig, teacher: Teacher) -> Any:
+def build_translator(cfg: Section, teacher: Teacher) -> Any:
     """`cfg` is the group translator; kind lora works on the teacher's own UNet."""
-    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     try:
-        return make_translator(options, lambda: teacher.network, teacher.family)
+        return make_translator(cfg.model_dump(), lambda: teacher.network, teacher.family)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def build_tasks(cfg: DictConfig) -> dict[str, Task]:
+def build_tasks(cfg: "FitConfig | SynthesizeConfig") -> dict[str, Task]:
     """`cfg` is that of fit: its `tasks`, or the one that source, target and instruction make."""
-    given: dict[str, Any] = OmegaConf.to_container(cfg.tasks, resolve=True) if cfg.tasks else {}  # type: ignore[assignment]
-    given = given or {"edit": {}}
+    given = {name: task.model_dump() for name, task in cfg.tasks.items()} or {"edit": {}}
     tasks = {}
     for name, fields in given.items():
         source, target = fields.pop("source", None) or cfg.source, fields.pop("target", None) or cfg.target
@@ -114,20 +113,14 @@ def build_tasks(cfg: DictConfig) -> dict[str, Task]:
             tasks[name] = Task(str(source), str(target), str(instruction), **fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"tasks.{name}: {error}") from error
-    each = cfg.get("tasks_per_image", 1)
-    if not 1 <= each <= len(tasks):
-        raise UserError(f"tasks_per_image={each}: there are {len(tasks)} tasks; take 1 to {len(tasks)}")
     return tasks
 
 
-def build_ramp(key: str, cfg: DictConfig) -> Ramp:
-    try:
-        return Ramp(start=float(cfg.start), end=float(cfg.end), fraction=float(cfg.fraction))
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from error
+def build_ramp(cfg: RampConfig) -> Ramp:
+    return Ramp(start=cfg.start, end=cfg.end, fraction=cfg.fraction)
 
 
-def build_t_range(t_range: Sequence[int], steps: int, loss: DictConfig | None = None) -> tuple[int, int]:
+def build_t_range(t_range: Sequence[int], steps: int, loss: Mapping[str, Any] | None = None) -> tuple[int, int]:
     """Of a teacher with so many steps; `loss` is the group, whose loss may look back a few."""
     least = loss.get("stride", 0) if loss is not None else 0
     if len(t_range) != 2 or not least <= t_range[0] < t_range[1] <= steps:
@@ -135,7 +128,7 @@ def build_t_range(t_range: Sequence[int], steps: int, loss: DictConfig | None = 
     return t_range[0], t_range[1]
 
 
-def build_source(cfg: DictConfig, tasks: Iterable[Task], checkpoint: DiffusionCheckpoint) -> Source:
+def build_source(cfg: TargetSection, tasks: Iterable[Task], checkpoint: DiffusionCheckpoint) -> Source:
     """`cfg` is the group data. Sources get the teacher and, if they draw and no prompts are given, the tasks' captions."""
     # Partial, because Hydra turns a dataclass among the arguments of a call into a dict.
     make = build_partial(cfg)
@@ -154,7 +147,7 @@ def build_source(cfg: DictConfig, tasks: Iterable[Task], checkpoint: DiffusionCh
         raise UserError(f"data: {error}") from error
 
 
-def build_loggers(cfg: DictConfig, output_dir: Path) -> list[Logger]:
+def build_loggers(cfg: LoggerConfig, output_dir: Path) -> list[Logger]:
     """`cfg` is the group logger. metrics.csv is always written."""
     loggers: list[Logger] = [CSVLogger(output_dir, name="", version="")]
     if cfg.extra is not None:
@@ -169,13 +162,13 @@ def keep_earlier_metrics(output_dir: Path) -> None:
         path.rename(next(p for n in count(1) if not (p := path.with_stem(f"{path.stem}-{n}")).exists()))
 
 
-def _extra_logger(cfg: DictConfig) -> Logger:
-    if not cfg["_target_"].endswith(WandbLogger.__name__):
-        return instantiate(cfg, _convert_="all")
-    offline = cfg.offline if cfg.offline != "auto" else not _has_wandb_key()
-    if offline and cfg.offline == "auto":
-        print("wandb: no API key found, so it runs offline; upload later with: wandb sync", flush=True)
-    return instantiate(cfg, offline=offline, _convert_="all")
+def _extra_logger(cfg: TargetSection) -> Logger:
+    options = cfg.model_dump()
+    if cfg.target.endswith(WandbLogger.__name__) and options.get("offline") == "auto":
+        options["offline"] = not _has_wandb_key()
+        if options["offline"]:
+            print("wandb: no API key found, so it runs offline; upload later with: wandb sync", flush=True)
+    return instantiate(options, _convert_="all")
 
 
 def _has_wandb_key() -> bool:
@@ -183,12 +176,12 @@ def _has_wandb_key() -> bool:
     return bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "api.wandb.ai" in netrc.read_text())
 
 
-def build_partial(cfg: DictConfig) -> Any:
+def build_partial(cfg: TargetSection) -> Any:
     """Of a group with `_partial_`: the constructor with all its arguments but those that only the caller knows."""
     try:
-        return instantiate(cfg, _convert_="all")
+        return instantiate(cfg.model_dump(), _convert_="all")
     except InstantiationException as error:
-        raise UserError(f"{cfg.get('_target_')}: {reason(error)}") from error
+        raise UserError(f"{cfg.target}: {reason(error)}") from error
 
 
 def reason(error: InstantiationException) -> str:
@@ -196,12 +189,7 @@ def reason(error: InstantiationException) -> str:
     return str(error.__cause__ or error).splitlines()[0]
 
 
-def save_config(cfg: DictConfig, output_dir: Path, unused: Sequence[str] = ()) -> None:
-    """The configuration, resolved, beside the results; without the groups that the command does not use."""
+def save_config(cfg: Section, output_dir: Path) -> None:
+    """The configuration, resolved, beside the results."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(plain(cfg, unused)), output_dir / "config.yaml")
-
-
-def plain(cfg: DictConfig, unused: Sequence[str] = ()) -> dict[str, Any]:
-    used = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
-    return OmegaConf.to_container(used, resolve=True)  # type: ignore[return-value]
+    (output_dir / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(), sort_keys=False, allow_unicode=True))

@@ -1,166 +1,330 @@
-"""What a mistake on the command line costs: one line, exit code 2, a second, and nothing written."""
+"""The command line: valid configurations are accepted, mistakes cost one line each, exit code 2 and nothing written."""
 
 import os
+import re
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from configuration import configure, refusals
 
-from dds_train.cli.main import check, flags_first, opened, quoted
-from dds_train.errors import UserError
+from dds_train.cli.conf import CONF
+from dds_train.cli.overrides import prepared
+from dds_train.cli.schema import MODELS
 
-GIVEN = ["source=a cat", "target=a lion"]
-
-
-@pytest.fixture(autouse=True)
-def stamp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DDS_RUN_STAMP", "now")  # as main() does
+PROMPTS = ["source=a cat", "target=a lion"]
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def cat(tmp_path: Path) -> str:
-    """Only looked for at this stage, not opened."""
-    (tmp_path / "cat.png").touch()
-    return f"image={tmp_path / 'cat.png'}"
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with files that are looked for, but not opened."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.png", "shard.tar", "model.ckpt"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+FIT, PREDICT = ["fit", *PROMPTS], ["predict", "ckpt=model.ckpt", "image=cat.png"]
+OPTIMIZE, EVALUATE = ["optimize", *PROMPTS, "image=cat.png"], ["evaluate"]
+SYNTHESIZE = ["synthesize", "prompts=a cat", "output_dir=cats"]
+
+
+# The last of these is the mistake, reported under the key that was typed.
+MISTAKES: list[tuple[list[str], str, str]] = [
+    (FIT, "sorce=a", "sorce=a: no key 'sorce' in fit; did you mean 'source'?"),
+    (FIT, "trainer.max_stepz=3", "did you mean 'trainer.max_steps'"),
+    (FIT, "max_steps=3", "did you mean 'trainer.max_steps'"),
+    (FIT, "data.cuont=3", "did you mean 'data.count'"),
+    (FIT, "trainer.max_steps=many", "trainer.max_steps=many: expected a whole number, such as 2000"),
+    (FIT, "trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
+    (FIT, "trainer.precision=half", "trainer.precision=half: take 32-true"),
+    (FIT, "trainer.devices=0", "trainer.devices=0: give a number of devices"),
+    (FIT, "trainer.gradient_clip_val=nan", "expected a finite number"),
+    (FIT, "+trainer.foo=1", "trainer.foo=1: take benchmark"),
+    (FIT, "+trainer.logger=false", "trainer.logger=false: take"),
+    (FIT, "lr=abc", "lr=abc: expected a number, such as 1e-3"),
+    (FIT, "lr=nan", "lr=nan: expected a finite number"),
+    (FIT, "lr=inf", "lr=inf: expected a finite number"),
+    (FIT, "lr=0", "lr=0: must be greater than 0"),
+    (FIT, "lr=", "lr=: expected a number"),
+    (FIT, "optimizer.lr=abc", "optimizer.lr=abc: expected a number"),
+    (FIT, "optimizer.weight_decay=-1", "must be at least 0"),
+    (FIT, "scheduler.num_warmup_steps=x", "scheduler.num_warmup_steps=x: expected a whole number, such as 50"),
+    (FIT, "seed=12.7", "seed=12.7: expected a whole number"),
+    (FIT, "seed=-1", "seed=-1: must be between 0 and"),
+    (FIT, "seed=true", "seed=true: expected a whole number"),
+    (FIT, "batch_size=0", "batch_size=0: must be at least 1"),
+    (FIT, "batch_size=16.0", "expected a whole number, such as 16"),
+    (FIT, "gradient_checkpointing=1", "expected true or false"),
+    (FIT, "guidance.fraction=3", "must be between 0 and 1"),
+    (FIT, "guidance=3", "guidance=3: has several keys, such as guidance.start=1.0"),
+    (FIT, "guidance.end=high", "guidance.end=high: expected a number"),
+    (FIT, "teacher.editing.guidance=high", "teacher.editing.guidance=high: expected a number, such as 1.5"),
+    (FIT, "t_range=[900,50]", "t_range=[900,50]: give [FIRST,LAST]"),
+    (FIT, "t_range=[a,b]", "t_range=[a,b]: expected a whole number"),
+    (FIT, "t_range=400", "t_range=400: expected a list, such as [400,980]"),
+    (FIT, "loss=ddd", "loss=ddd: take bridge, cds, csd, dds"),
+    (FIT, "loss=ddd", "did you mean 'dds'"),
+    (FIT, "loss.name=ddd", "loss.name=ddd: take dds"),
+    (FIT, "loss.weight=sigma", "loss.weight=sigma: take one or sigma2"),
+    ([*FIT, "loss=pds"], "loss.stride=-5", "loss.stride=-5: must be at least 1"),
+    ([*FIT, "loss=pds"], "t_range=[1,500]", "give FIRST of at least that"),
+    ([*FIT, "loss=nfsd"], "loss.negative=null", "loss.negative=null: expected text"),
+    (FIT, "loss=vsd", "loss=vsd: fits a second model"),
+    (FIT, "teacher=sd_15", "did you mean 'sd15'"),
+    (FIT, "teacher.dtype=float8", "take auto, float32"),
+    (FIT, "data=folder", "fit needs data.path=..."),
+    ([*FIT, "data=folder", "data.path=."], "data.count=3", "no key 'data.count' in fit"),
+    ([*FIT, "+experiment=cat2lion", "data=folder", "data.path=."], "data.count=3", "no key 'data.count' in fit"),
+    ([*FIT, "data=folder"], "data.path=/nowhere", "data.path=/nowhere: no such file or folder"),
+    ([*FIT, "data=shards"], "data.path=/nowhere", "data.path=/nowhere: no shards"),
+    ([*FIT, "data=shards"], "data.path=pipe:ls", "not a local path"),
+    ([*FIT, "data=critters"], "+data.furr=orange", "did you mean 'fur'"),
+    (FIT, "resume=/nowhere.ckpt", "resume=/nowhere.ckpt: no such file or folder; take auto, never"),
+    (FIT, "output_dir=cat.png/run", "cat.png is a file"),
+    (FIT, "output_dir=", "output_dir=: is empty"),
+    (FIT, "preview=", "preview=: take auto, vae or linear"),
+    (FIT, "preview=linear", "needs latents"),
+    (FIT, "best.metric=val/gap_close", "did you mean 'val/gap_closed'"),
+    (FIT, "best.metric=val/gap_closed", "needs validation on critters"),
+    ([*FIT, "validation.count=2", "tasks.a.truth.species=lion"], "best.metric=val/b/gap_closed", "take val/grad_rms"),
+    (FIT, "validation.count=2", "no task has a ground truth"),
+    (FIT, "validation.source.species=cow", "must be one of cat"),
+    (FIT, "sentinels.action=shout", "take warn or stop"),
+    (FIT, "sentinels.ranges.copy=[3,1]", "give [LOW,HIGH]"),
+    (FIT, "sentinels.ranges.cpoy=[1,3]", "did you mean 'sentinels.ranges.copy'"),
+    (["fit", "+experiment=cat2lion"], "experiment=cat2loin", "did you mean 'cat2lion'"),
+    (FIT, "trainer", "'trainer' is no key=value"),
+    (["fit", "source=a cat", "tasks.lion.target=a lion"], "tasks.dog.truth.species=dog", "fit needs target=..."),
+    (FIT, "tasks.lion.taget=a lion", "no key 'tasks.lion.taget' in fit; did you mean"),
+    (FIT, "tasks.lion=a lion", "tasks.lion=a lion: has several keys, such as tasks.lion.target=..."),
+    (FIT, "tasks.lion.truth.species=cow", "must be one of"),
+    (FIT, "tasks_per_image=2", "there are 1 tasks"),
+    (FIT, "instruction=like {caption}", "cannot have {caption}"),
+    ([*FIT, "translator=lora"], "translator.rank=0", "must be at least 1"),
+    (FIT, "translator.groups=7", "must divide each"),
+    (FIT, "translator.attention=[true]", "for each of the 2 translator.channels"),
+    (FIT, "augment.zoom=2", "must be between 0.1 and 1"),
+    (FIT, "device=gpu", "take auto, cpu, cuda"),
+    (SYNTHESIZE, "count=0", "count=0: must be at least 1"),
+    (SYNTHESIZE, "loss=sds", "loss=sds: no group 'loss' in synthesize"),
+    ([*SYNTHESIZE, "+experiment=cat2many"], "lr=1", "lr=1: no key 'lr' in synthesize"),
+    (["synthesize", "output_dir=cats"], "prompts=null", "prompts=null: give a template"),
+    (["synthesize", "output_dir=cats"], "prompts=none.yaml", "prompts=none.yaml: no such file"),
+    (SYNTHESIZE, "clip.least=2", "must be between -1 and 1"),
+    (PREDICT, "strength=7", "strength=7: must be between 0 and 1"),
+    (PREDICT, "strength=-0.1", "must be between 0 and 1"),
+    (PREDICT, "loss=sds", "loss=sds: no group 'loss' in predict"),
+    (PREDICT, "+loss=sds", "loss=sds: no group 'loss' in predict"),
+    (PREDICT, "trainer.max_steps=9", "no key 'trainer.max_steps' in predict"),
+    (PREDICT, "+experiment=cat2lion", "predict takes no experiment"),
+    (PREDICT, "ckpt=/nowhere", "ckpt=/nowhere: no such file or folder; give a .ckpt of fit"),
+    (PREDICT, "image=/nowhere", "image=/nowhere: no such file"),
+    (PREDICT, "image=[cat.png,dog.png]", "dog.png: no such file"),
+    (PREDICT, "max_side=big", "max_side=big: expected a whole number"),
+    (PREDICT, "overlap=1024", "must be less than tile=1024"),
+    (PREDICT, "format=gif", "take png or same"),
+    (OPTIMIZE, "steps=1.5", "expected a whole number, such as 200"),
+    (OPTIMIZE, "steps=0", "steps=0: must be at least 1"),
+    (OPTIMIZE, "guidance=high", "guidance=high: expected a number, such as 1.5"),
+    (OPTIMIZE, "seed={", "quote the value"),
+    (OPTIMIZE, "mask=/nowhere", "mask=/nowhere: no such file or folder; give an image"),
+    (OPTIMIZE, "trajectory=gif", "trajectory=gif: expected a list, such as [strip]"),
+    (OPTIMIZE, "trajectory=[gifs]", "take strip, gif or mp4"),
+    (OPTIMIZE, "exact_background=maybe", "take auto, true or false"),
+    (OPTIMIZE, "feather=-1", "feather=-1: must be at least 0"),
+    (EVALUATE, "strengths=[5]", "strengths=[5]: must be between 0 and 1"),
+    (EVALUATE, "strengths=[]", "give at least one, such as [1.0]"),
+    (EVALUATE, "step_counts=[0]", "step_counts=[0]: must be at least 1"),
+    (EVALUATE, "ckpt=[/nowhere]", "/nowhere: no such file"),
+    (EVALUATE, "critters.edit.species=cow", "must be one of"),
+    (EVALUATE, "lpips.nets=[resnet]", "take squeeze, alex or vgg"),
+    (["export", "ckpt=model.ckpt"], "format=zip", "take safetensors, diffusers or onnx"),
+    (["export", "ckpt=model.ckpt"], "push=me", "push=me: give owner/name"),
+    (["export", "ckpt=model.ckpt"], "device=cpu", "no key 'device' in export"),
+    (["demo", "ckpt=model.ckpt"], "port=99999", "must be between 1 and 65535"),
+    (["demo", "ckpt=model.ckpt"], "seed=1", "no key 'seed' in demo"),
+]
+
+
+def together() -> Iterator[tuple[list[str], list[tuple[str, str]]]]:
+    """Command lines with several mistakes each, of different groups, so that few are needed."""
+    lines: list[tuple[list[str], dict[str, tuple[str, str]]]] = []
+    for line, mistake, message in MISTAKES:
+        root = re.split(r"[.=]", mistake.lstrip("+"))[0]
+        crossed = ("needs", "FIRST of", "no task", "there are", "of the 2", "val/", "divide")  # checks of several keys
+        several_keys = any(word in message for word in crossed)
+        place = next((found for at, found in lines if at == line and root not in found and "" not in found), None)
+        if place is None or several_keys:
+            lines.append((line, place := {}))
+        place["" if several_keys else root] = (mistake, message)
+    yield from ((line, list(found.values())) for line, found in lines)
+
+
+@pytest.mark.parametrize(("line", "mistakes"), together(), ids=lambda one: " ".join(map(str, one))[:60])
+def test_each_mistake_is_one_line_under_the_key_that_was_typed(
+    folder: Path, line: list[str], mistakes: list[tuple[str, str]]
+) -> None:
+    refused = refusals(*line, *(mistake for mistake, _ in mistakes))
+    for mistake, message in mistakes:
+        key = mistake.lstrip("+").partition("=")[0]
+        (refusal,) = (one for one in refused if message in one and (one.lstrip("'").startswith(key) or " needs " in one))
+        assert "\n" not in refusal
+    assert len(refused) == len(mistakes)
+
+
+def test_all_mistakes_are_reported_at_once_in_the_order_they_were_typed(folder: Path) -> None:
+    wrong = ["loss=ddd", "loss.stride=3", "lr=abc", "batch_size=0", "trainer.max_stepz=3", "seed={", "tasks_per_image=3"]
+    found = refusals("fit", "source=a cat", *wrong)
+    # What belongs to a mistaken group is not reported a second time.
+    expected = [*(one for one in wrong if one != "loss.stride=3"), "fit needs target=..."]
+    assert len(found) == len(expected)
+    for refusal, start in zip(found, expected, strict=True):
+        assert refusal.startswith(start)
+
+
+def test_missing_keys_are_named_together(folder: Path) -> None:
+    assert refusals("predict") == ["predict needs ckpt=... image=...; see: python -m dds_train predict --help"]
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_choice_of_every_group_is_accepted(folder: Path, file: Path) -> None:
+    group, choice = file.parent.name, file.stem
+    data = {"folder": ["data.path=."], "shards": ["data.path=."]}
+    line = next(line for line in (FIT, OPTIMIZE, EVALUATE, PREDICT) if group in [*MODELS[line[0]].model_fields, "experiment"])
+    line = {"loss=vsd": OPTIMIZE, "teacher=of_checkpoint": PREDICT}.get(f"{group}={choice}", line)
+    if group == "experiment":
+        configure("fit", f"+experiment={choice}")
+        configure("synthesize", f"+experiment={choice}", "output_dir=new")
+    else:
+        configure(*line, f"{group}={choice}", *(data.get(choice, []) if group == "data" else []))
+
+
+def test_tasks_have_what_the_command_line_need_not(folder: Path) -> None:
+    config = configure("fit", "source=a cat", "+tasks.lion.target=a lion", "tasks.dog.target=a dog", "tasks_per_image=2")
+    assert {name: task.target for name, task in config.tasks.items()} == {"lion": "a lion", "dog": "a dog"}
+    configure("fit", "tasks.lion.source=a cat", "tasks.lion.target=a lion, asleep")
+    configure("fit", "+experiment=cat2many", "tasks.lion.target=x", "data.words.fur=[gray]")
+
+
+def test_synthesize_takes_prompts_tasks_and_teacher_of_an_experiment(folder: Path) -> None:
+    experiment = yaml.safe_load((CONF / "experiment" / "cats.yaml").read_text())
+    config = configure("synthesize", "+experiment=cats", "output_dir=cats", "count=7")
+    fit = configure("fit", "+experiment=cats")
+    assert (config.prompts, config.words) == (experiment["data"]["prompts"], experiment["data"]["words"])
+    assert (config.count, config.guidance, config.batch_size) == (
+        7,
+        experiment["data"]["guidance"],
+        experiment["data"]["batch_size"],
+    )
+    assert (config.tasks, config.source, config.teacher) == (fit.tasks, fit.source, fit.teacher)
+    assert config.output_dir == "cats"
+    assert configure("synthesize", "+experiment=cats", "output_dir=x", "teacher=sd21").teacher != fit.teacher
 
 
 @pytest.mark.parametrize(
-    ("command", "overrides", "says"),
-    [
-        ("fit", [], "needs source=... target=..."),
-        ("fit", ["sorce=a"], "did you mean 'source'"),
-        ("fit", [*GIVEN, "trainer.max_stepz=3"], "did you mean 'trainer.max_steps'"),
-        ("fit", [*GIVEN, "trainer.max_steps=many"], "expected a whole number, such as 2000"),
-        ("fit", [*GIVEN, "trainer.max_steps=0"], "trainer.max_steps=0: must be at least 1"),
-        ("fit", [*GIVEN, "optimizer.lr=abc"], "optimizer.lr=abc: expected a number, such as 0.001"),
-        ("fit", [*GIVEN, "guidance.fraction=3"], "between 0 and 1"),
-        ("fit", [*GIVEN, "t_range=[900,50]"], "give [FIRST,LAST]"),
-        ("fit", [*GIVEN, "loss=ddd"], "did you mean 'dds'"),
-        ("fit", [*GIVEN, "teacher=sd_15"], "did you mean 'sd15'"),
-        ("fit", [*GIVEN, "data=folder"], "needs data.path=..."),
-        ("fit", [*GIVEN, "data=folder", "data.count=3"], "no key 'data.count'"),
-        ("fit", [*GIVEN, "data=folder", "data.path=/nowhere"], "data.path=/nowhere: no such file or folder"),
-        ("fit", [*GIVEN, "resume=/nowhere.ckpt"], "no such checkpoint"),
-        ("fit", [*GIVEN, f"output_dir={__file__}"], "is a file"),
-        ("fit", ["experiment=cat2lion"], "+experiment=cat2lion"),
-        ("fit", ["+experiment=cat2loin"], "did you mean 'cat2lion'"),
-        ("fit", [*GIVEN, "trainer"], "is no key=value"),
-        ("fit", ["source=a cat", "+tasks.lion.target=a lion", "+tasks.dog.truth.species=dog"], "needs target=..."),
-        ("fit", [*GIVEN, "+tasks.lion.taget=a lion"], "tasks.lion.taget: a task has source, target"),
-        ("fit", [*GIVEN, "+tasks.lion=a lion"], "tasks.lion.target=..."),
-        ("fit", [*GIVEN, "tasks_per_image=2"], "there are 1 tasks"),
-        ("fit", [*GIVEN, "data=shards"], "needs data.path=..."),
-        ("fit", [*GIVEN, "data=shards", "data.path=pipe:ls"], "not a local path"),
-        ("fit", [*GIVEN, "data=shards", "data.path=/nowhere"], "no shards"),
-        ("fit", [*GIVEN, "translator=lora", "translator.rank=0"], "at least 1"),
-        ("fit", [*GIVEN, "augment.zoom=2"], "between 0.1 and 1"),
-        ("synthesize", ["prompts=a cat"], "needs output_dir=..."),
-        ("synthesize", ["prompts=a cat", f"output_dir={__file__}"], "is a file"),
-        ("synthesize", ["prompts=a cat", "output_dir=x", "count=0"], "count=0: must be at least 1"),
-        ("optimize", [*GIVEN, "image=/nowhere"], "image=/nowhere: no such file"),
-        ("optimize", [*GIVEN, f"image={__file__}", "mask=/nowhere"], "mask=/nowhere: no such file or folder"),
-        ("optimize", [*GIVEN, f"image={__file__}", "trajectory=gif"], "expected a list, such as [strip]"),
-        ("optimize", [*GIVEN, f"image={__file__}", "feather=-1"], "feather=-1: must be at least 0"),
-        ("evaluate", ["methods=[dds]", "ckpt=[/nowhere]"], "ckpt=/nowhere: no such file"),
-        ("evaluate", ["image=/nowhere"], "image=/nowhere: no such file"),
-        ("predict", ["ckpt=/nowhere"], "needs image=..."),
-    ],
-)
-def test_mistakes_are_explained(command: str, overrides: list[str], says: str) -> None:
-    with pytest.raises(UserError) as error:
-        check(command, overrides)
-    assert says in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_tasks_say_what_the_command_line_need_not() -> None:
-    check("fit", ["source=a cat", "+tasks.lion.target=a lion", "+tasks.dog.target=a dog", "tasks_per_image=2"])
-    for command, overrides in (
-        ("fit", ["+tasks.lion.source=a cat", "+tasks.lion.target=a lion, asleep"]),
-        ("synthesize", ["prompts=a {fur} cat, asleep", "+words.fur=[gray]", "output_dir=new"]),
-    ):
-        check(command, [quoted(override) for override in overrides])
-
-
-def test_mistakes_with_a_picture(cat: str) -> None:
-    for overrides, says in (
-        (["steps=1.5"], "expected a whole number, such as 200"),
-        (["steps=0"], "steps=0: must be at least 1"),
-        (["guidance=high"], "guidance=high: expected a number, such as"),
-        (["seed={"], "quote the value"),
-    ):
-        with pytest.raises(UserError) as error:
-            check("optimize", [*GIVEN, cat, *overrides])
-        assert says in str(error.value)
-    for strength in (-0.1, 1.1):
-        with pytest.raises(UserError, match="between 0 and 1"):
-            check("predict", [cat, f"ckpt={__file__}", f"strength={strength}"])
-
-
-def test_every_choice_of_every_group_composes(tmp_path: Path) -> None:
-    conf = Path(__file__).parents[1] / "conf"
-    for file in conf.glob("*/*.yaml"):
-        group, choice = file.parent.name, file.stem
-        if choice == "of_checkpoint":
-            continue  # for predict alone
-        overrides = [f"+experiment={choice}"] if group == "experiment" else [*GIVEN, f"{group}={choice}"]
-        if file.stem in ("folder", "shards"):
-            (tmp_path / "one.tar").touch()
-            overrides.append(f"data.path={tmp_path if file.stem == 'shards' else 'data/examples'}")
-        check("evaluate" if group == "method" else "fit", overrides)
-
-
-@pytest.mark.parametrize(
-    "value", ["my cat (1).png", "epoch=3.ckpt", "a lion, smiling: [big]", "it's a lion", "c:\\new\\", "{a}", "plain"]
+    "value", ["my cat (1).png", "epoch=3.ckpt", "a lion, smiling: [big]", "it's a lion", "c:\\new\\", "{a}", "plain", "123"]
 )
 def test_free_text_reaches_the_configuration_as_it_was_typed(value: str) -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    config = configure(
+        "fit", f"source={value}", f"tasks.a.target={value}", f"tasks.a.swap.cat={value}", f"teacher.path={value}"
+    )
+    assert [config.source, config.tasks["a"].target, config.tasks["a"].swap["cat"], config.teacher.path] == [value] * 4
+    assert configure(*EVALUATE, f"target={value}", f"method.mine.negative={value}").method["mine"].negative == value
 
-    parsed = OverridesParser.create().parse_override(quoted(f"source={value}"))
-    assert parsed.value() == value
+
+def test_home_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.png", "a.ckpt", "a.json", "a.yaml"):
+        (tmp_path / name).touch()
+    paths = {
+        "predict": {"ckpt": "a.ckpt", "image": "a.png", "mask": "a.png", "output_dir": "new"},
+        "optimize": {"image": "a.png", "mask": "a.png", "cache": "new.db", "teacher.path": "sd"},
+        "fit": {"resume": "a.ckpt", "data.cache": "new", "output_dir": "new"},
+        "evaluate": {
+            "image": "a.png", "targets": "a.png", "ckpt": "a.ckpt", "clip.model": "clip", "structure.model": "dino",
+            "lpips.hub_dir": "hub", "fid": "a.json",
+        },
+        "synthesize": {"prompts": "a.yaml", "clip.model": "clip", "output_dir": "new"},
+        "export": {"ckpt": "a.ckpt", "examples": "a.png", "metrics": "a.json"},
+        "demo": {"ckpt": "a.ckpt", "examples": "a.png"},
+    }  # fmt: skip
+    for command, files in paths.items():
+        prompts = PROMPTS if command in ("fit", "optimize") else []
+        config = configure(command, *prompts, *(f"{key}=~/{name}" for key, name in files.items()))
+        for key, name in files.items():
+            assert attrgetter(key)(config) == str(tmp_path / name), key
+    several = configure("predict", "ckpt=~/a.ckpt", "image=[~/a.png,~/a.png]").image
+    assert several == [str(tmp_path / "a.png")] * 2
 
 
 def test_names_of_ones_own_need_no_plus() -> None:
-    for given in ("tasks.lion.target=a lion, asleep", "+tasks.lion.target=a lion, asleep"):
-        assert quoted(opened(given)) == "++tasks.lion.target='a lion, asleep'"
-    assert opened("words.fur=[gray]") == "++words.fur=[gray]"
-    assert opened("tasks_per_image=2") == "tasks_per_image=2"
-    # Both a new one, and one that an experiment has.
-    check("fit", [opened("tasks.cow.target=x"), "source=a"])
-    check("fit", ["+experiment=cat2many", opened("tasks.lion.target=x"), opened("data.words.fur=[gray]")])
-
-
-def test_flags_may_stand_anywhere() -> None:
-    given = ["a=1", "--config-dir", "my_conf", "~b", "data=mine", "--cfg", "job"]
-    assert flags_first(given) == ["--config-dir", "my_conf", "--cfg", "job", "a=1", "~b", "data=mine"]
+    for typed in ("tasks.lion.target=a lion, asleep", "+tasks.lion.target=a lion, asleep"):
+        assert prepared("fit", typed) == "++tasks.lion.target='a lion, asleep'"
+    assert prepared("synthesize", "words.fur=[gray]") == "++words.fur=[gray]"
+    assert prepared("evaluate", "method.mine.loss=pds") == "++method.mine.loss=pds"
+    assert prepared("fit", "tasks_per_image=2") == "tasks_per_image=2"
+    assert prepared("fit", prepared("fit", "tasks.a.target=x, y")) == "++tasks.a.target='x, y'"
 
 
 def test_quoting_leaves_the_rest_alone() -> None:
-    for override in ("steps=3", "image=[a.png,b.png]", "source='x, y'", "prompt=null", "t_range=[1,2]", "~data"):
-        assert quoted(override) == override
+    for override in ("steps=3", "source='x, y'", "prompt=null", "t_range=[1,2]", "~mask"):
+        assert prepared("optimize", override) == override
 
 
-def run(*argv: str, cwd: Path) -> tuple[int, str, float]:
-    began = time.monotonic()
+def run(*argv: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "dds_train", *argv]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONWARNINGS": "ignore"})
-    return result.returncode, result.stdout + result.stderr, time.monotonic() - began
+    variables = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=variables)
+    return result.returncode, result.stdout, result.stderr
 
 
-def test_exit_codes_and_nothing_written(tmp_path: Path) -> None:
-    for argv, code, says in (
-        ((), 2, "usage:"),
-        (("--help",), 0, "usage:"),
-        (("fit", "--help"), 0, "guidance: {start: 1.0"),
-        (("fti",), 2, "did you mean 'fit'"),
-        (("fit", "sorce=a"), 2, "error: no key 'sorce'"),
-        (("optimize", "image=none", "source=a", "target=b"), 2, "error: image=none"),
-    ):
-        status, printed, _ = run(*argv, cwd=tmp_path)
-        assert status == code, printed
-        assert says in printed
-        assert "Traceback" not in printed
-        assert code == 0 or argv == () or printed.count("\n") == 1
+@pytest.mark.parametrize(
+    ("argv", "environment", "code", "message"),
+    [
+        ((), {}, 2, "usage:"),
+        (("--help",), {}, 0, "usage:"),
+        (("fit", "--help"), {}, 0, "guidance: {start: 1.0"),
+        (("fti",), {}, 2, "did you mean 'fit'"),
+        (("optimize", "image=none", "source=a", "target=b"), {}, 2, "error: image=none"),
+        (("fit", *PROMPTS, "batch_size=0"), {"LOCAL_RANK": "0"}, 2, "error: batch_size=0"),
+        (("fit", *PROMPTS, "batch_size=0"), {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 2, "error: batch_size=0"),
+        (("fit", "--config-dir", ".", *PROMPTS, "batch_size=0"), {}, 2, "error: batch_size=0"),
+        (("fit", *PROMPTS, "batch_size=0", "--config-name=fit"), {}, 2, "error: batch_size=0"),
+        (("fit", "-m", *PROMPTS, "batch_size=0"), {}, 2, "error: batch_size=0"),
+        (("fit", "-m", *PROMPTS, "batch_size=2,0"), {}, 2, "error: batch_size=0"),
+        (("fit", "--cfg", "job", *PROMPTS, "batch_size=0"), {}, 2, "error: batch_size=0"),
+        (("fit", "--cfg", "job"), {}, 0, "tasks_per_image: 1"),
+        (("fit", "--no-such-flag"), {}, 2, "unrecognized arguments: --no-such-flag"),
+    ],
+)
+def test_every_way_of_starting_is_checked(
+    tmp_path: Path, argv: tuple[str, ...], environment: dict[str, str], code: int, message: str
+) -> None:
+    status, printed, errors = run(*argv, cwd=tmp_path, **environment)
+    assert status == code, errors
+    assert message in printed + errors
+    assert "Traceback" not in errors
+    assert errors.count("\n") <= 1
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_ranks_one_prints(tmp_path: Path) -> None:
+    assert run("fit", *PROMPTS, "batch_size=0", cwd=tmp_path, RANK="1", LOCAL_RANK="1") == (2, "", "")
+
+
+def test_help_shows_every_key() -> None:
+    status, printed, _ = run("fit", "--help", cwd=REPOSITORY)
+    assert status == 0
+
+    def leaves(model: Any) -> list[str]:
+        return [field.alias or name for name, field in model.model_fields.items()]
+
+    for name in leaves(MODELS["fit"]):
+        assert f"{name}:" in printed

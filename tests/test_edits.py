@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from configuration import configure, refusals
 from PIL import Image
 
-from dds_train.cli.checks import check_paths
-from dds_train.cli.main import check
+from dds_train.cli.schema import images_or_edit_list
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.files import read_mask
@@ -46,10 +46,10 @@ def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
     assert is_edit_list(str(folder / "lists"))
     (entry,) = read_edit_list(folder / "lists")
     assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (folder / "a.png", folder / "b.png")
-    check_paths({"image": str(folder / "lists")})  # has no pictures itself
+    images_or_edit_list(str(folder / "lists"))  # has no pictures itself
     (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
-    with pytest.raises(UserError, match=r"line 2: truth='none\.png': no such file"):
-        check_paths({"image": str(folder / "lists")})
+    with pytest.raises(ValueError, match=r"line 2: truth='none\.png': no such file"):
+        images_or_edit_list(str(folder / "lists"))
 
 
 def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:
@@ -81,13 +81,11 @@ def test_mistakes_in_a_list_name_the_line(folder: Path, name: str, text: str, sa
     assert str(folder / name) in str(error.value)
 
 
-def test_a_list_that_says_everything_needs_no_prompts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DDS_RUN_STAMP", "now")
+def test_a_list_that_says_everything_needs_no_prompts(folder: Path) -> None:
     (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\n")
-    check("optimize", [f"image={folder / 'e.csv'}"])
+    configure("optimize", f"image={folder / 'e.csv'}")
     (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\nb.png,a cat,\n")
-    with pytest.raises(UserError, match=r"needs target=\.\.\."):
-        check("optimize", [f"image={folder / 'e.csv'}"])
+    assert refusals("optimize", f"image={folder / 'e.csv'}")[0].startswith("optimize needs target=...;")
 
 
 def test_names_tell_edits_apart(folder: Path) -> None:

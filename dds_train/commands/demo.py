@@ -7,15 +7,14 @@ import signal
 import tempfile
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from dds_train.cli.schema import DemoConfig
 from dds_train.commands.predict import build_translator
 from dds_train.errors import UserError
 from dds_train.images.find import find_inputs
 from dds_train.translator import read_config
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DemoConfig) -> None:
     if not importlib.util.find_spec("gradio"):
         raise UserError("demo needs gradio: pip install gradio")
     translator = build_translator(cfg, read_config(Path(cfg.ckpt)))

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from dds_train import build
+from dds_train.cli.schema import EvaluateConfig
 from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
 from dds_train.evaluation.configured import configured_methods
@@ -17,12 +16,10 @@ from dds_train.images.find import find_inputs
 from dds_train.methods import MethodContext
 from dds_train.runs.record import Record
 
-UNUSED = ("data", "translator", "trainer", "logger", "optimizer", "scheduler", "loss")
 
-
-def run(cfg: DictConfig) -> None:
+def run(cfg: EvaluateConfig) -> None:
     device = find_device(cfg.device)
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plain = cfg.model_dump()
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else plain["ckpt"] or []
     optimization = {key: plain[key] for key in ("steps", "lr", "guidance", "t_range")}
     methods = configured_methods(
@@ -58,7 +55,7 @@ def run(cfg: DictConfig) -> None:
             },
             growing=["methods"],
         )
-        build.save_config(cfg, output_dir, unused=UNUSED)
+        build.save_config(cfg, output_dir)
         evaluation = evaluate(
             items,
             methods,

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
 from dds_train import build
+from dds_train.cli.schema import ExportConfig
 from dds_train.errors import UserError
 from dds_train.evaluation.tables import table_of_translators
 from dds_train.images.files import save_image
@@ -21,7 +21,6 @@ from dds_train.images.input_image import read_input_image
 from dds_train.translator import export_translator, load_translator, read_config
 from dds_train.translator.pipeline import Translator
 
-FORMATS = ("safetensors", "diffusers", "onnx")
 HOW = {
     "safetensors": "    python -m dds_train predict ckpt=THIS_FOLDER image=cat.png",
     "diffusers": """    from diffusers import DiffusionPipeline
@@ -33,8 +32,8 @@ HOW = {
 }
 
 
-def run(cfg: DictConfig) -> None:
-    check_format(cfg.format)
+def run(cfg: ExportConfig) -> None:
+    check_packages(cfg.format)
     pictures = find_inputs(cfg.examples, cfg.output_dir) if cfg.examples else []
     card = read_config(Path(cfg.ckpt))
     # On the CPU and in full precision: what is written must not depend on this machine.
@@ -59,9 +58,7 @@ def run(cfg: DictConfig) -> None:
         push(folder, cfg.push)
 
 
-def check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise UserError(f"format={name}: there are {', '.join(FORMATS)}")
+def check_packages(name: str) -> None:
     missing = [module for module in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(module)]
     if name == "onnx" and missing:
         raise UserError(f"format=onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -85,7 +82,7 @@ def write(form: str, folder: Path, translator: Translator) -> str:
     return f"onnxruntime differs from PyTorch by at most {checked.difference:.5f} of 255 levels, on pictures of {shapes}"
 
 
-def model_card(cfg: DictConfig, translator: Translator, examples: bool, notes: Sequence[str]) -> str:
+def model_card(cfg: ExportConfig, translator: Translator, examples: bool, notes: Sequence[str]) -> str:
     """README.md, with the metadata that a hub reads."""
     card = translator.config
     rows = "\n".join(f"| {name} | {t.source} | {t.target} | {t.instruction} |" for name, t in card.tasks.items())
@@ -116,12 +113,11 @@ def training_notes(ckpt: Path) -> str:
     output_dir = ckpt.resolve().parent if ckpt.is_dir() else ckpt.resolve().parents[1]
     notes = []
     if (output_dir / "config.yaml").is_file():
-        cfg = OmegaConf.load(output_dir / "config.yaml")
+        cfg = yaml.safe_load((output_dir / "config.yaml").read_text())
         if "data" in cfg and "trainer" in cfg:
-            options: dict[str, Any] = OmegaConf.to_container(cfg.data)  # type: ignore[assignment]
-            data = {key: value for key, value in options.items() if not key.startswith("_")}
-            what = f"`{str(cfg.data.get('_target_')).rpartition('.')[2]}` with `{json.dumps(data)}`"
-            notes.append(f"Trained for {cfg.trainer.max_steps} steps of {cfg.batch_size} images, on {what}.")
+            data = {key: value for key, value in cfg["data"].items() if not key.startswith("_")}
+            what = f"`{str(cfg['data'].get('_target_')).rpartition('.')[2]}` with `{json.dumps(data)}`"
+            notes.append(f"Trained for {cfg['trainer']['max_steps']} steps of {cfg['batch_size']} images, on {what}.")
     if (output_dir / "metrics.csv").is_file():
         with (output_dir / "metrics.csv").open() as file:
             last = {

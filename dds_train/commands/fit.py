@@ -8,10 +8,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dds_train import build
+from dds_train.cli.schema import FitConfig
 from dds_train.data.augment import FlipAndZoom
 from dds_train.data.shards import ShardSource
 from dds_train.data.source import Source
@@ -28,7 +28,7 @@ from dds_train.training.validation import CritterValidation
 from dds_train.translator import Task, TranslatorConfig, all_prompts, export_translator, read_config, read_weights
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: FitConfig) -> None:
     output_dir, began = Path(cfg.output_dir), time.time()
     # All that can be wrong with the configuration first: drawing source images takes a while.
     resume = find_checkpoint(cfg.resume, output_dir)
@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     checkpoint = build.build_checkpoint(cfg.teacher, device)
     source = build.build_source(cfg.data, tasks.values(), checkpoint)
     source.prepare()
-    bank = embed_tasks(source, tasks, cfg.loss.get("negative"), checkpoint)
+    bank = embed_tasks(source, tasks, getattr(cfg.loss, "negative", None), checkpoint)
     data = SourceData(source.dataset(), cfg.batch_size, cfg.held_out, cfg.workers, cfg.seed, augmentation(cfg))
 
     teacher = checkpoint.teacher()
@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> None:
         teacher=teacher,
         autoencoder=checkpoint.autoencoder() if "image" in data.held_out else None,
         tasks=bank,
-        t_range=build.build_t_range(cfg.t_range, len(teacher.schedule), cfg.loss),
+        t_range=build.build_t_range(cfg.t_range, len(teacher.schedule), cfg.loss.model_dump()),
         translator_config=TranslatorConfig(tasks=tasks, teacher=checkpoint.path, translator=translator.config),
         **settings,
     )
@@ -72,13 +72,13 @@ def run(cfg: DictConfig) -> None:
         print(f"translator  {output_dir / 'translator'}\npictures    {output_dir / 'pictures'}", flush=True)
 
 
-def build_settings(cfg: DictConfig) -> dict[str, Any]:
+def build_settings(cfg: FitConfig) -> dict[str, Any]:
     """Of the module: what needs no model."""
     return {
         "tasks_per_image": cfg.tasks_per_image,
-        "loss": build.build_loss(cfg.loss),
-        "guidance": build.build_ramp("guidance", cfg.guidance),
-        "identity": build.build_ramp("identity", cfg.identity),
+        "loss": build.build_loss(cfg.loss.model_dump()),
+        "guidance": build.build_ramp(cfg.guidance),
+        "identity": build.build_ramp(cfg.identity),
         "optimizer": build.build_partial(cfg.optimizer),
         "scheduler": build.build_partial(cfg.scheduler),
         "seed": cfg.seed,
@@ -95,7 +95,7 @@ def embed_tasks(source: Source, tasks: dict[str, Task], negative: str | None, ch
     return TaskBank.embed(tasks, table, captions, negative)
 
 
-def augmentation(cfg: DictConfig) -> FlipAndZoom | None:
+def augmentation(cfg: FitConfig) -> FlipAndZoom | None:
     return FlipAndZoom(cfg.augment.flip, cfg.augment.zoom) if cfg.augment.flip or cfg.augment.zoom < 1 else None
 
 
@@ -107,7 +107,7 @@ def check_latents(data: SourceData, shape: tuple[int, ...]) -> None:
         raise UserError("augment: needs images, and this data set delivers latents; take data.latents=false, or leave it out")
 
 
-def check_precision(cfg: DictConfig, dtype: torch.dtype) -> None:
+def check_precision(cfg: FitConfig, dtype: torch.dtype) -> None:
     if cfg.translator.kind == "lora" and dtype != torch.float32 and not str(cfg.trainer.precision).endswith("mixed"):
         raise UserError(
             f"trainer.precision={cfg.trainer.precision}: translator=lora runs on the teacher's weights, here {dtype}; "
@@ -116,11 +116,9 @@ def check_precision(cfg: DictConfig, dtype: torch.dtype) -> None:
 
 
 def pictures_and_scores(
-    cfg: DictConfig, tasks: dict[str, Task], source: Source, data: SourceData, checkpoint: DiffusionCheckpoint
+    cfg: FitConfig, tasks: dict[str, Task], source: Source, data: SourceData, checkpoint: DiffusionCheckpoint
 ) -> list[pl.Callback]:
     """What training shows; loads the codec only if something needs it, and lets it go if nothing does."""
-    if cfg.preview not in ("auto", "vae", "linear"):
-        raise UserError(f"pictures={cfg.preview}: take auto, vae or linear")
     preview = source.preview if isinstance(source, ShardSource) else None
     if cfg.preview == "linear" and preview is None:
         raise UserError("preview=linear: needs shards with latents that synthesize made; take preview=vae")
@@ -134,17 +132,11 @@ def pictures_and_scores(
     return callbacks
 
 
-def critter_validation(cfg: DictConfig, tasks: dict[str, Task], checkpoint: DiffusionCheckpoint) -> CritterValidation:
-    if not any(task.truth for task in tasks.values()):
-        raise UserError("validation.count: no task says what is true of it, such as tasks.NAME.truth.species=lion")
-    sources: Any = OmegaConf.to_container(cfg.validation.source, resolve=True)
-    try:
-        return CritterValidation(tasks, checkpoint.autoencoder(), cfg.validation.count, sources)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"validation.source={sources}: {error}") from error
+def critter_validation(cfg: FitConfig, tasks: dict[str, Task], checkpoint: DiffusionCheckpoint) -> CritterValidation:
+    return CritterValidation(tasks, checkpoint.autoencoder(), cfg.validation.count, cfg.validation.source)
 
 
-def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
+def build_trainer(cfg: FitConfig, output_dir: Path) -> pl.Trainer:
     quiet_lightning()
     checkpoints = output_dir / "checkpoints"
     accumulate = cfg.trainer.accumulate_grad_batches
@@ -160,7 +152,7 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
             SaveOnSignal(checkpoints),
         ]
         return pl.Trainer(
-            **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
+            **cfg.trainer.model_dump(),
             max_epochs=1,  # of max_steps batches
             callbacks=callbacks,
             logger=build.build_loggers(cfg.logger, output_dir),
@@ -179,10 +171,9 @@ def build_trainer(cfg: DictConfig, output_dir: Path) -> pl.Trainer:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def build_sentinels(cfg: DictConfig) -> Sentinels:
-    settings: Any = OmegaConf.to_container(cfg.sentinels, resolve=True)
+def build_sentinels(cfg: FitConfig) -> Sentinels:
     try:
-        return Sentinels(**settings)
+        return Sentinels(**cfg.sentinels.model_dump())
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -199,7 +190,7 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def finish(cfg: DictConfig, trainer: pl.Trainer, module: DistillationModule) -> None:
+def finish(cfg: FitConfig, trainer: pl.Trainer, module: DistillationModule) -> None:
     """Export the averaged weights, from the checkpoint: also when the run was complete already."""
     notes = f"Trained for {trainer.global_step} steps of {cfg.batch_size} images on each of {trainer.world_size} devices.\n"
     output_dir = Path(cfg.output_dir)

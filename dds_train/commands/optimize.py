@@ -4,9 +4,8 @@ import importlib.util
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from dds_train import build
+from dds_train.cli.schema import OptimizeConfig
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
@@ -17,11 +16,10 @@ from dds_train.methods.optimize_batch import BatchOptimizer, OptimizedEdit, opti
 from dds_train.methods.requests import make_batches, plan_edits
 from dds_train.runs.record import Record
 
-UNUSED = ("data", "translator", "trainer", "logger")
 FREE = ("image", "batch_size", "cache", "gradient_checkpointing", "device", "output_dir")  # may differ in one folder
 
 
-def run(config: DictConfig) -> None:
+def run(config: OptimizeConfig) -> None:
     if "mp4" in config.trajectory and not importlib.util.find_spec("imageio_ffmpeg"):
         raise UserError("trajectory=[mp4] needs ffmpeg: pip install imageio imageio-ffmpeg, or take trajectory=[gif]")
     folder = Path(config.output_dir)
@@ -31,11 +29,11 @@ def run(config: DictConfig) -> None:
         todo = [request for request in requests if not record.is_done(request.name, keys[request])]
         batches = make_batches(todo, config.batch_size, config.max_side)
         checkpoint = build.build_checkpoint(config.teacher, find_device(config.device))
-        optimize, settings = build_optimizer(config, checkpoint), build.plain(config, unused=UNUSED)
+        optimize, settings = build_optimizer(config, checkpoint), config.model_dump()
         weights = checkpoint.digest()
         settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": weights}
         record.claim(settings, free=FREE)
-        build.save_config(config, folder, unused=UNUSED)
+        build.save_config(config, folder)
         if len(todo) < len(requests):
             print(f"{len(requests) - len(todo)} of {len(requests)} edits are in {folder} already", flush=True)
         record.strike(*(request.name for request in todo))
@@ -54,24 +52,24 @@ def run(config: DictConfig) -> None:
             raise UserError(f"{len(diverged)} of {len(requests)} edits diverged (NaN or Inf): {names}; {remedy}")
 
 
-def build_optimizer(config: DictConfig, checkpoint: DiffusionCheckpoint) -> BatchOptimizer:
+def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> BatchOptimizer:
     teacher = checkpoint.teacher()
     build.build_t_range([config.auto_mask.timestep, config.auto_mask.timestep + 1], len(teacher.schedule))
     if config.gradient_checkpointing:
         teacher.enable_gradient_checkpointing()
-    stop = config.early_stop
+    stop, loss = config.early_stop, config.loss.model_dump()
     return BatchOptimizer(
         teacher=build.with_source_cache(config.cache, teacher, checkpoint),
         autoencoder=checkpoint.autoencoder(),
         text=checkpoint.text_encoder(),
-        masking=Masking(config.exact_background, config.feather, **config.auto_mask),
-        loss=build.build_loss(config.loss, checkpoint),
+        masking=Masking(config.exact_background, config.feather, **config.auto_mask.model_dump()),
+        loss=build.build_loss(loss, checkpoint),
         optimizer=build.build_partial(config.optimizer),
         scheduler=build.build_partial(config.scheduler),
         steps=config.steps,
         guidance=config.guidance,
-        t_range=build.build_t_range(config.t_range, len(teacher.schedule), config.loss),
-        negative=config.loss.get("negative"),
+        t_range=build.build_t_range(config.t_range, len(teacher.schedule), loss),
+        negative=loss.get("negative"),
         convergence=partial(ConvergenceDetector, stop.window, stop.tolerance) if stop.tolerance > 0 else None,
         snapshots=config.snapshots,
     )

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from dds_train import build
+from dds_train.cli.schema import DemoConfig, PredictConfig
 from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
 from dds_train.images.find import find_inputs
@@ -20,11 +19,10 @@ from dds_train.translator import Task, TranslatorConfig, load_translator, read_c
 from dds_train.translator.pipeline import Translator
 from dds_train.translator.task import CAPTION
 
-UNUSED = ("loss", "data", "translator", "optimizer", "scheduler", "trainer", "logger")
 FREE = ("image", "batch_size", "device", "output_dir")  # may differ between runs into one folder
 
 
-def run(config: DictConfig) -> None:
+def run(config: PredictConfig) -> None:
     folder = Path(config.output_dir)
     with Record(folder, "predict") as record:
         inputs, masks, trained = find_inputs(config.image, folder), MaskFinder(config.mask), read_config(Path(config.ckpt))
@@ -34,13 +32,13 @@ def run(config: DictConfig) -> None:
         requests = [TranslationRequest(path, masks(path), to) for (_, path), to in zip(inputs, results, strict=True)]
         translator = build_translator(config, trained)
         record.claim(settings(config, trained, task, translator), free=FREE, growing=["teacher"])
-        build.save_config(config, folder, unused=UNUSED)
+        build.save_config(config, folder)
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.result, keys[request])]
         if len(todo) < len(requests):
             print(f"{len(requests) - len(todo)} of {len(requests)} images are in {folder} already", flush=True)
         record.strike(*(request.result for request in todo))
-        masking = Masking(config.exact_background, config.feather, **config.auto_mask)
+        masking = Masking(config.exact_background, config.feather, **config.auto_mask.model_dump())
         instruction = config.prompt or (task.instruction if task else "")
         edit = MaskedTranslator(translator, instruction, config.strength, masking, task, config.seed)
 
@@ -56,7 +54,7 @@ def run(config: DictConfig) -> None:
             raise UserError(f"{len(failed)} of {len(requests)} images failed, the translator's output is NaN or Inf: {names}")
 
 
-def choose_task(config: DictConfig, trained: TranslatorConfig) -> Task | None:
+def choose_task(config: PredictConfig, trained: TranslatorConfig) -> Task | None:
     """None if an instruction takes its place."""
     task = trained.choose(config.task) if config.task or not config.prompt or len(trained.tasks) == 1 else None
     if config.mask == AUTO and (task is None or CAPTION in task.source + task.target):
@@ -64,16 +62,16 @@ def choose_task(config: DictConfig, trained: TranslatorConfig) -> Task | None:
     return task
 
 
-def build_translator(config: DictConfig, trained: TranslatorConfig) -> Translator:
+def build_translator(config: PredictConfig | DemoConfig, trained: TranslatorConfig) -> Translator:
     checkpoint = build.build_checkpoint(config.teacher, find_device(config.device))
     if config.teacher.path is None:
         checkpoint = replace(checkpoint, path=trained.teacher)
     return Translator(load_translator(Path(config.ckpt), checkpoint)[0], trained, checkpoint, config.tile, config.overlap)
 
 
-def settings(config: DictConfig, trained: TranslatorConfig, task: Task | None, translator: Translator) -> dict[str, Any]:
+def settings(config: PredictConfig, trained: TranslatorConfig, task: Task | None, translator: Translator) -> dict[str, Any]:
     """What results depend on, besides the images; the contents of masks count for each image."""
-    checkpoint, own = translator.checkpoint, build.plain(config, unused=UNUSED)
+    checkpoint, own = translator.checkpoint, config.model_dump()
     teacher = {"dtype": str(checkpoint.dtype), "weights": checkpoint.digest("vae", "text")}
     if config.mask == AUTO or trained.translator["kind"] == "lora":
         teacher["denoiser"] = checkpoint.digest("denoiser", "scheduler")

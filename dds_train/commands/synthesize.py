@@ -2,35 +2,30 @@
 
 import os
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from dds_train import build
+from dds_train.cli.schema import SynthesizeConfig
 from dds_train.data.prompts import fill_all, read_prompts
 from dds_train.data.shards import MANIFEST
 from dds_train.data.synthesis import Score, recipe_for, synthesize, verify
-from dds_train.errors import UserError
 from dds_train.evaluation.metrics.clip import Clip
 from dds_train.translator import all_prompts
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: SynthesizeConfig) -> None:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = build.build_rank_device(cfg.device)
     checkpoint = build.build_checkpoint(cfg.teacher, device)
-    templates: Any = OmegaConf.to_container(cfg.prompts) if OmegaConf.is_config(cfg.prompts) else cfg.prompts
-    if not templates:
-        raise UserError('synthesize needs prompts=..., such as prompts="a photo of a cat", or an experiment that has them')
-    words: Any = OmegaConf.to_container(cfg.words, resolve=True)
-    prompts = fill_all(*read_prompts(templates, words), cfg.count, cfg.seed)
+    # What the tasks of an experiment will say, too: then fit needs no text encoder.
+    tasks = build.build_tasks(cfg).values() if cfg.source or cfg.tasks else ()
+    templates = cfg.prompts or list(dict.fromkeys(task.source for task in tasks))
+    prompts = fill_all(*read_prompts(templates, cfg.words), cfg.count, cfg.seed)
     filtered = {"score": f"CLIP {cfg.clip.model}", "least": cfg.clip.least, "tries": cfg.clip.tries} if cfg.clip.model else {}
     recipe = recipe_for(
         checkpoint, prompts, guidance=cfg.guidance, steps=cfg.steps, seed=cfg.seed, per_shard=cfg.per_shard, **filtered
     )
     score: Score | None = Clip(cfg.clip.model, device).similarity if cfg.clip.model else None
     # What the tasks of an experiment will say, too: then fit needs no text encoder.
-    tasks = build.build_tasks(cfg).values() if cfg.source or cfg.tasks else ()
     said = all_prompts(tasks, prompts)
 
     folder = Path(cfg.output_dir)

@@ -1,0 +1,823 @@
+"""Configuration of every command: types, ranges, choices and cross-field checks.
+
+Defaults are in conf/, whose comments are the documentation. Imports neither torch nor diffusers: it is checked before they are.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    model_validator,
+)
+
+from dds_train.critters.world import Critter, critter
+from dds_train.data.paths import find_shards
+from dds_train.errors import UserError
+from dds_train.images.edit_list import is_edit_list, read_edit_list
+from dds_train.images.find import find_images
+
+# ---------------------------------------------------------------- kinds of values
+
+
+class SubkeyError(ValueError):
+    """A problem of one key of a group."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
+class FreeText:
+    """Marks text that users type as it is: `cli.overrides` quotes it for Hydra."""
+
+
+def number_between(lowest: float | None, highest: float | None = None, above: float | None = None) -> AfterValidator:
+    """Both bounds inclusive; `above` is exclusive."""
+
+    def check(value: Any) -> Any:
+        if above is not None and value <= above:
+            raise ValueError(f"must be greater than {above}")
+        if (lowest is not None and value < lowest) or (highest is not None and value > highest):
+            raise ValueError(f"must be at least {lowest}" if highest is None else f"must be between {lowest} and {highest}")
+        return value
+
+    return AfterValidator(check)
+
+
+def as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def one_or_several(value: Any) -> Any:
+    several = value if isinstance(value, list) else [value]
+    if not several or not all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in several):
+        raise ValueError("expected text, or a list of texts")
+    return [as_text(one) for one in value] if isinstance(value, list) else as_text(value)
+
+
+def expand(value: Any) -> Any:
+    """A path's ~; of a path, or a list of paths."""
+    if isinstance(value, list):
+        return [expand(one) for one in value]
+    if value == "":
+        raise ValueError("is empty; give a path")
+    return os.path.expanduser(value)
+
+
+def alternatives(known: Sequence[Any]) -> str:
+    *first, last = [str(one).lower() if isinstance(one, bool) else str(one) for one in known]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+Whole = Annotated[int, number_between(0)]
+Positive = Annotated[int, number_between(1)]
+Seed = Annotated[int, number_between(0, 2**32 - 1)]
+Share = Annotated[float, number_between(0, 1)]
+AtLeastZero = Annotated[float, number_between(0)]
+Rate = Annotated[float, number_between(None, above=0)]
+Text = Annotated[str, FreeText(), BeforeValidator(as_text)]
+Texts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several)]
+PathText = Annotated[Text, AfterValidator(expand)]
+PathTexts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several), AfterValidator(expand)]
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Weight = Literal["one", "sigma2"]
+
+
+def exists(remedy: str, *otherwise: str) -> AfterValidator:
+    """A path that exists, or one of the words `otherwise`."""
+
+    def check(value: Any) -> Any:
+        for one in value if isinstance(value, list) else [value]:
+            if one not in otherwise and not Path(one).exists():
+                missing = "no such file or folder" if one == value else f"{one}: no such file or folder"
+                raise ValueError(f"{missing}; {remedy}")
+        return value
+
+    return AfterValidator(check)
+
+
+def found_by(find: Callable[[str, str], object], value: Any) -> Any:
+    """`value`, for whose every path `find` has something."""
+    for one in value if isinstance(value, list) else [value]:
+        try:
+            find(one, "")
+        except UserError as error:
+            reason = str(error).removeprefix(f"={one}: ")
+            raise ValueError(reason if one == value else f"{one}: {reason}") from error
+    return value
+
+
+def images_or_edit_list(value: Any) -> Any:
+    if not is_edit_list(value):
+        return found_by(find_images, value)
+    try:
+        read_edit_list(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def folder_is_possible(value: str) -> str:
+    blocked = next((path for path in (Path(value), *Path(value).parents) if path.exists() and not path.is_dir()), None)
+    if blocked:
+        raise ValueError(f"{blocked} is a file; give another folder")
+    return value
+
+
+def critter_attributes(value: dict[str, Any]) -> dict[str, Any]:
+    known = {field.name: type(getattr(critter(0), field.name)) for field in fields(Critter)}
+    for name, one in value.items():
+        if name not in known:
+            raise SubkeyError(name, f"critters have {alternatives(list(known))}{nearest(name, known)}")
+        if type(one) is not known[name] and not (known[name] is float and type(one) is int):
+            raise SubkeyError(name, f"expected {KIND_NAMES[known[name]]}")
+        try:
+            critter(0, **{name: one})
+        except ValueError as error:
+            raise SubkeyError(name, str(error).removeprefix(f"{name} ").rpartition(", got")[0]) from error
+    return value
+
+
+KIND_NAMES = {bool: "true or false", float: "a number", str: "text"}
+
+
+def prompt_file(value: Any) -> Any:
+    """Prompts, or the path of a YAML file of them."""
+    if not (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
+        return value
+    if not Path(expand(value)).is_file():
+        raise ValueError("no such file; give prompts, or a YAML file of them")
+    return expand(value)
+
+
+def device_name(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError("take auto, cpu, cuda, cuda:1 or mps")
+    return value
+
+
+def auto_or_flag(value: Any) -> Any:
+    if value not in ("auto", True, False) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        raise ValueError("take auto, true or false")
+    return value
+
+
+def device_count(value: Any) -> Any:
+    """As Lightning takes it: a number of devices, -1 or "auto" for all, or their indices."""
+    whole = [isinstance(one, int) and not isinstance(one, bool) for one in (value if isinstance(value, list) else [value])]
+    if value == "auto" or (whole and all(whole) and (min(value) >= 0 if isinstance(value, list) else value > 0 or value == -1)):
+        return value
+    raise ValueError("give a number of devices, a list of their indices, or auto")
+
+
+def bounds(value: list[float]) -> list[float]:
+    if len(value) != 2 or value[0] > value[1]:
+        raise ValueError("give [LOW,HIGH], or null for none")
+    return value
+
+
+def timestep_range(value: list[int]) -> list[int]:
+    if len(value) != 2 or not 0 <= value[0] < value[1]:
+        raise ValueError("give [FIRST,LAST] with 0 <= FIRST < LAST, such as [50,950]")
+    return value
+
+
+def hub_repository(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        raise ValueError("give owner/name")
+    return value
+
+
+AutoOrFlag = Annotated[Literal["auto"] | bool, PlainValidator(auto_or_flag)]
+ImagePaths = Annotated[PathTexts, AfterValidator(lambda value: found_by(find_images, value))]
+EditPaths = Annotated[PathTexts, AfterValidator(images_or_edit_list)]
+OutputFolder = Annotated[PathText, AfterValidator(folder_is_possible)]
+Checkpoint = Annotated[PathText, exists("give a .ckpt of fit or its translator/ folder")]
+Checkpoints = Annotated[PathTexts, exists("give a .ckpt of fit or its translator/ folder")]
+Mask = Annotated[PathText, exists("give an image, a folder of them, or auto", "auto")]
+Resume = Annotated[PathText, exists("take auto, never, or a .ckpt file of fit", "auto", "never")]
+ExistingFile = Annotated[PathText, exists("give a file")]
+CritterAttributes = Annotated[dict[str, Any], AfterValidator(critter_attributes)]
+Words = dict[str, list[Text]]
+Prompts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several), AfterValidator(prompt_file)]
+Device = Annotated[str, AfterValidator(device_name)]
+TimestepRange = Annotated[list[int], AfterValidator(timestep_range)]
+
+
+class Section(BaseModel):
+    """A group of keys. Unknown ones are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    def model_dump(self, **how: Any) -> dict[str, Any]:
+        """As plain data, with the names that are in the YAML files."""
+        return super().model_dump(**{"by_alias": True, "exclude_unset": True, **how})
+
+
+class TargetSection(Section):
+    """A class (`_target_`) and its arguments, for Hydra's `instantiate`. Never read from a downloaded file."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str = Field(alias="_target_")
+    partial: bool = Field(default=False, alias="_partial_")
+
+
+# ---------------------------------------------------------------- groups
+
+
+class Editing(Section):
+    """Settings that suit a teacher; commands take them as their defaults."""
+
+    guidance: AtLeastZero
+    lr: Rate
+    t_range: TimestepRange
+    mask_timestep: Whole
+    mask_threshold: Share
+
+
+class TeacherConfig(Section):
+    path: PathText
+    dtype: Dtype
+    editing: Editing
+
+
+class CheckpointTeacher(Section):
+    """The teacher that a translator was trained with, if path is null."""
+
+    path: PathText | None
+    dtype: Dtype
+    editing: Editing | None = None
+
+
+class PlainLoss(Section):
+    name: Literal["dds", "sds", "bridge"]
+    weight: Weight
+
+
+class PDS(Section):
+    name: Literal["pds"]
+    weight: Weight
+    stride: Positive
+
+
+class NFSD(Section):
+    name: Literal["nfsd"]
+    weight: Weight
+    clean_below: Whole
+    negative: Text
+
+
+class CSD(Section):
+    name: Literal["csd"]
+    weight: Weight
+    against: float
+
+
+class SSD(Section):
+    name: Literal["ssd"]
+    weight: Weight
+    keep: float
+    push: float
+    identity: AtLeastZero
+
+
+class LUSD(Section):
+    name: Literal["lusd"]
+    weight: Weight
+    identity: Share
+
+
+class CDS(Section):
+    name: Literal["cds"]
+    weight: Weight
+    contrast: AtLeastZero
+    temperature: Rate
+    patches: Positive
+    pools: list[Positive]
+
+
+class IDS(Section):
+    name: Literal["ids"]
+    weight: Weight
+    iterations: Whole
+    rate: AtLeastZero
+
+
+class VSD(Section):
+    name: Literal["vsd"]
+    weight: Weight
+    rank: Positive
+    lr: Rate
+
+
+LossConfig = Annotated[PlainLoss | PDS | NFSD | CSD | SSD | LUSD | CDS | IDS | VSD, Discriminator("name")]
+
+
+class OptimizerConfig(TargetSection):
+    lr: Rate = 0.0
+    weight_decay: AtLeastZero = 0.0
+    momentum: Share = 0.0
+
+
+class SchedulerConfig(TargetSection):
+    factor: AtLeastZero = 0.0
+    gamma: Rate = 0.0
+    step_size: Positive = 0
+    num_warmup_steps: Whole = 0
+    num_training_steps: Positive = 0
+
+
+class UNetTranslator(Section):
+    kind: Literal["unet"]
+    channels: Annotated[list[Positive], Field(min_length=1)]
+    attention: list[bool]
+    depth: Positive
+    heads: Positive
+    groups: Positive
+
+
+class LoRATranslator(Section):
+    kind: Literal["lora"]
+    rank: Positive
+    targets: Annotated[list[Text], Field(min_length=1)]
+
+
+class TeacherInitTranslator(Section):
+    kind: Literal["teacher_init"]
+
+
+TranslatorNetworkConfig = Annotated[UNetTranslator | LoRATranslator | TeacherInitTranslator, Discriminator("kind")]
+
+
+class SyntheticData(TargetSection):
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: Prompts | None
+    words: Words
+    count: Positive
+    guidance: AtLeastZero
+    steps: Positive
+    batch_size: Positive
+    seed: Seed
+    cache: PathText | None
+
+
+class FolderData(TargetSection):
+    model_config = ConfigDict(extra="forbid")
+
+    path: Annotated[PathText, AfterValidator(lambda value: found_by(find_images, value))]
+    size: Positive | None
+
+
+class ShardData(TargetSection):
+    model_config = ConfigDict(extra="forbid")
+
+    path: Annotated[PathTexts, AfterValidator(lambda value: found_by(find_shards, value))]
+    latents: bool
+    size: Positive | None
+
+
+class CritterData(TargetSection):
+    """Attributes that all critters have in common may be added."""
+
+    count: Positive
+    first: Whole
+    size: Positive
+
+    @model_validator(mode="after")
+    def check_attributes(self) -> "CritterData":
+        critter_attributes(self.model_extra or {})
+        return self
+
+
+class OwnData(TargetSection):
+    """A data source of the user's own."""
+
+
+SOURCES = {
+    "dds_train.data.synthetic.SyntheticSource": "synthetic",
+    "dds_train.data.folder.FolderSource": "folder",
+    "dds_train.data.shards.ShardSource": "shards",
+    "dds_train.critters.dataset.CritterSource": "critters",
+}
+
+
+def data_kind(value: Any) -> str:
+    target = value.get("_target_") if isinstance(value, dict) else getattr(value, "target", None)
+    return SOURCES.get(str(target), "own")
+
+
+DataConfig = Annotated[
+    Annotated[SyntheticData, Tag("synthetic")]
+    | Annotated[FolderData, Tag("folder")]
+    | Annotated[ShardData, Tag("shards")]
+    | Annotated[CritterData, Tag("critters")]
+    | Annotated[OwnData, Tag("own")],
+    Discriminator(data_kind),
+]
+
+# Arguments of Lightning's Trainer that can be added; the others are set by `training`.
+TRAINER_ARGUMENTS = frozenset(
+    [
+        "num_nodes",
+        "fast_dev_run",
+        "min_steps",
+        "max_time",
+        "limit_train_batches",
+        "limit_val_batches",
+        "overfit_batches",
+        "enable_progress_bar",
+        "gradient_clip_algorithm",
+        "deterministic",
+        "benchmark",
+        "profiler",
+        "detect_anomaly",
+        "sync_batchnorm",
+        "enable_autolog_hparams",
+    ]
+)
+
+
+class TrainerConfig(Section):
+    model_config = ConfigDict(extra="allow")
+
+    max_steps: Positive
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: Annotated[int | str | list[int], PlainValidator(device_count)]
+    strategy: Text
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+    accumulate_grad_batches: Positive
+    gradient_clip_val: AtLeastZero | None
+
+    @model_validator(mode="after")
+    def check_extra(self) -> "TrainerConfig":
+        for name in set(self.model_extra or {}) - TRAINER_ARGUMENTS:
+            raise SubkeyError(name, f"take {alternatives(sorted(TRAINER_ARGUMENTS))}{nearest(name, TRAINER_ARGUMENTS)}")
+        return self
+
+
+class LoggerConfig(Section):
+    extra: TargetSection | None
+
+
+class TaskConfig(Section):
+    """One edit; what it leaves out it takes from the command's own source, target and instruction."""
+
+    source: Text | None = None
+    target: Text | None = None
+    instruction: Text | None = None
+    swap: dict[str, Text] = {}
+    truth: CritterAttributes = {}
+
+
+class Ramp(Section):
+    start: AtLeastZero
+    end: AtLeastZero
+    fraction: Share
+
+
+class Augment(Section):
+    flip: bool
+    zoom: Annotated[float, number_between(0.1, 1)]
+
+
+class Validation(Section):
+    count: Whole
+    source: CritterAttributes
+
+
+class Best(Section):
+    metric: Text | None
+    mode: Literal["max", "min"]
+
+
+class SentinelsConfig(Section):
+    action: Literal["warn", "stop"]
+    every: Positive
+    after: Share
+    ranges: dict[Literal["diversity", "copy", "contrast", "drift"], Annotated[list[float], AfterValidator(bounds)] | None]
+
+
+class EarlyStop(Section):
+    window: Positive
+    tolerance: Share
+
+
+class AutoMask(Section):
+    timestep: Whole
+    maps: Positive
+    threshold: Share
+
+
+class ClipFilter(Section):
+    model: PathText | None
+    least: Annotated[float, number_between(-1, 1)]
+    tries: Positive
+
+
+class Network(Section):
+    """A model's folder or hub id; null = not used."""
+
+    model: PathText | None
+
+
+class LPIPS(Section):
+    nets: list[Literal["squeeze", "alex", "vgg"]]
+    hub_dir: PathText | None
+
+
+class CrittersConfig(Section):
+    count: Positive
+    source: CritterAttributes
+    edit: Annotated[CritterAttributes, Field(min_length=1)]
+
+
+class MethodConfig(Section):
+    """An editing method; `methods.registry` checks what its kind takes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    negative: Text | None = None
+
+
+# ---------------------------------------------------------------- commands
+
+
+class FitConfig(Section):
+    source: Text | None
+    target: Text | None
+    instruction: Text | None
+    tasks: dict[str, TaskConfig]
+    tasks_per_image: Positive
+    guidance: Ramp
+    identity: Ramp
+    t_range: TimestepRange
+    batch_size: Positive
+    lr: Rate
+    ema: Annotated[float, number_between(0, 1)]
+    gradient_checkpointing: bool
+    workers: Whole
+    held_out: Positive
+    augment: Augment
+    log_every: Positive
+    preview_every: Positive
+    validate_every: Positive
+    checkpoint_every: Positive
+    preview: Literal["auto", "vae", "linear"]
+    validation: Validation
+    best: Best
+    max_bad_fraction: Share
+    sentinels: SentinelsConfig
+    keep_checkpoints: Positive
+    resume: Resume
+    seed: Seed
+    device: Device
+    output_dir: OutputFolder
+    teacher: TeacherConfig
+    translator: TranslatorNetworkConfig
+    loss: LossConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+
+
+class PredictConfig(Section):
+    ckpt: Checkpoint
+    image: ImagePaths
+    task: Text | None
+    prompt: Text | None
+    strength: Share
+    batch_size: Positive
+    mask: Mask | None
+    auto_mask: AutoMask
+    exact_background: AutoOrFlag
+    feather: Whole
+    max_side: Positive | None
+    tile: Annotated[int, number_between(8)]
+    overlap: Whole
+    format: Literal["png", "same"]
+    seed: Seed
+    device: Device
+    output_dir: OutputFolder
+    teacher: CheckpointTeacher
+
+
+class OptimizeConfig(Section):
+    image: EditPaths
+    source: Text | None
+    target: Texts | None
+    batch_size: Positive
+    steps: Positive
+    guidance: AtLeastZero
+    lr: Rate
+    t_range: TimestepRange
+    early_stop: EarlyStop
+    mask: Mask | None
+    auto_mask: AutoMask
+    exact_background: AutoOrFlag
+    feather: Whole
+    snapshots: Whole
+    trajectory: list[Literal["strip", "gif", "mp4"]]
+    max_side: Positive | None
+    cache: PathText | None
+    gradient_checkpointing: bool
+    seed: Seed
+    device: Device
+    output_dir: OutputFolder
+    teacher: TeacherConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+
+
+class EvaluateConfig(Section):
+    image: EditPaths | None
+    critters: CrittersConfig
+    source: Text
+    target: Text
+    methods: list[Text] | None
+    ckpt: Checkpoints | None
+    strengths: Annotated[list[Share], Field(min_length=1)]
+    steps: Positive
+    guidance: AtLeastZero
+    lr: Rate
+    t_range: TimestepRange
+    batch_size: Positive
+    max_side: Positive | None
+    seed: Seed
+    device: Device
+    output_dir: OutputFolder
+    teacher: TeacherConfig
+    method: dict[str, MethodConfig]
+    rows: Positive
+    step_counts: list[Positive]
+    lpips: LPIPS
+    clip: Network
+    structure: Network
+    targets: ImagePaths | None
+    fid: ExistingFile | None
+
+
+class SynthesizeConfig(Section):
+    output_dir: OutputFolder
+    prompts: Prompts | None
+    words: Words
+    count: Positive
+    seed: Seed
+    guidance: AtLeastZero
+    steps: Positive
+    batch_size: Positive
+    per_shard: Positive
+    clip: ClipFilter
+    source: Text | None
+    target: Text | None
+    instruction: Text | None
+    tasks: dict[str, TaskConfig]
+    device: Device
+    teacher: TeacherConfig
+
+
+class ExportConfig(Section):
+    ckpt: Checkpoint
+    format: Literal["safetensors", "diffusers", "onnx"]
+    examples: ImagePaths | None
+    max_side: Positive | None
+    metrics: ExistingFile | None
+    push: Annotated[Text, AfterValidator(hub_repository)] | None
+    output_dir: OutputFolder
+    teacher: CheckpointTeacher
+
+
+class DemoConfig(Section):
+    ckpt: Checkpoint
+    examples: ImagePaths | None
+    host: Text
+    port: Annotated[int, number_between(1, 65535)] | None
+    max_side: Positive | None
+    tile: Annotated[int, number_between(8)]
+    overlap: Whole
+    device: Device
+    teacher: CheckpointTeacher
+
+
+MODELS: dict[str, type[Section]] = {
+    "fit": FitConfig,
+    "predict": PredictConfig,
+    "optimize": OptimizeConfig,
+    "evaluate": EvaluateConfig,
+    "demo": DemoConfig,
+    "export": ExportConfig,
+    "synthesize": SynthesizeConfig,
+}
+# An experiment is a configuration of fit; synthesize takes what it has keys for, and leaves these.
+EXPERIMENT_KEYS = {"synthesize": frozenset(FitConfig.model_fields) - frozenset(SynthesizeConfig.model_fields)}
+
+
+# ---------------------------------------------------------------- checks of several keys
+# Arguments are the keys that a check needs: it runs where a command has them all and each is valid. Yields (key, problem).
+
+Problems = Iterator[tuple[str, str]]
+
+
+def check_tasks_per_image(tasks: Mapping[str, TaskConfig], tasks_per_image: int) -> Problems:
+    count = len(tasks) or 1
+    if tasks_per_image > count:
+        yield "tasks_per_image", f"there are {count} tasks; take at most that many"
+
+
+def check_caption_instruction(tasks: Mapping[str, TaskConfig], instruction: str | None) -> Problems:
+    texts = {"instruction": instruction, **{f"tasks.{name}.instruction": task.instruction for name, task in tasks.items()}}
+    for key, text in texts.items():
+        if text is not None and "{caption}" in text:
+            yield key, "is one for all images, so it cannot have {caption}"
+
+
+def check_first_timestep(loss: Section, t_range: Sequence[int]) -> Problems:
+    if isinstance(loss, PDS) and t_range[0] < loss.stride:
+        yield "t_range", f"loss=pds looks back loss.stride={loss.stride} timesteps; give FIRST of at least that"
+
+
+def check_loss_of_fit(loss: Section, translator: Section) -> Problems:
+    if isinstance(loss, VSD):
+        yield "loss", "fits a second model, whose state would be in no checkpoint; take loss=dds, or optimize"
+
+
+def check_channels(translator: Section) -> Problems:
+    if isinstance(translator, UNetTranslator):
+        levels = len(translator.channels)
+        if len(translator.attention) != levels:
+            yield "translator.attention", f"give true or false for each of the {levels} translator.channels"
+        for key, divisor in (("groups", translator.groups), ("heads", translator.heads)):
+            if any(width % divisor for width in translator.channels):
+                yield f"translator.{key}", f"must divide each of translator.channels, {translator.channels}"
+
+
+def check_best_metric(best: Best, validation: Validation, tasks: Mapping[str, TaskConfig]) -> Problems:
+    scored = [name for name, task in tasks.items() if task.truth]
+    exact = ["gap_closed", "edit_accuracy"]
+    known = ["val/grad_rms", "val/shift_rms"]
+    with_critters = [f"val/{score}" for score in exact]
+    with_critters += [f"val/{name}/{score}" for name in scored for score in exact] if len(scored) > 1 else []
+    metric = best.metric
+    if metric in with_critters and not validation.count:
+        yield "best.metric", "needs validation on critters, such as validation.count=32"
+    elif metric is not None and metric not in [*known, *with_critters]:
+        yield "best.metric", f"take {alternatives([*known, *with_critters])}{nearest(metric, [*known, *with_critters])}"
+
+
+def check_validation_truth(validation: Validation, tasks: Mapping[str, TaskConfig]) -> Problems:
+    if validation.count and not any(task.truth for task in tasks.values()):
+        yield "validation.count", "no task has a ground truth, such as tasks.NAME.truth.species=lion"
+
+
+def check_preview(preview: str, data: Section) -> Problems:
+    if preview == "linear" and not (isinstance(data, ShardData) and data.latents):
+        yield "preview", "needs latents that synthesize made (data=shards); take preview=vae"
+
+
+def check_tiles(tile: int, overlap: int) -> Problems:
+    if overlap >= tile:
+        yield "overlap", f"must be less than tile={tile}"
+
+
+def check_prompts(prompts: Any, source: str | None, tasks: Mapping[str, TaskConfig], per_shard: int) -> Problems:
+    if not (prompts or source or any(task.source for task in tasks.values())):
+        yield "prompts", 'give a template such as prompts="a photo of a cat", or an experiment'
+
+
+CROSS_CHECKS: tuple[Callable[..., Problems], ...] = (
+    check_tasks_per_image,
+    check_caption_instruction,
+    check_first_timestep,
+    check_loss_of_fit,
+    check_channels,
+    check_best_metric,
+    check_validation_truth,
+    check_preview,
+    check_tiles,
+    check_prompts,
+)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    same_end = [one for one in known if one.endswith(f".{word}")]
+    matches = same_end[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
