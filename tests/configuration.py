@@ -11,7 +11,7 @@ from dds_train.cli.launch import Launch
 def start(command: str, *overrides: object) -> tuple[Any, list[str]]:
     """The typed configuration (None if it is refused), and the mistakes."""
     configs: list[Any] = [None]
-    environment = {"DDS_RUN_STAMP": "stamp", **os.environ}
+    environment = {**os.environ, "DDS_RUN_STAMP": "stamp"}
     with mock.patch.object(sys, "argv", ["dds_train"]), mock.patch.dict(os.environ, environment):
         mistakes = Launch(command, [str(one) for one in overrides]).start(lambda name, config: configs.append(config))
     return configs[-1], mistakes

@@ -15,7 +15,7 @@ from PIL import Image
 from shell import PROMPTS, run
 from torch import Tensor
 
-from dds_train.cli.main import CONF
+from dds_train.cli.conf import CONF
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.render import render
 from dds_train.critters.world import critter

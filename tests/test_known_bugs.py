@@ -18,13 +18,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from configuration import configure
 from gaussian import GaussianTeacher, condition, schedule
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from dds_train import build
-from dds_train.cli.main import CONF
+from dds_train.cli.conf import CONF
 from dds_train.commands import optimize
 from dds_train.diffusion import Autoencoder, DiffusionCheckpoint
 from dds_train.distillation import Condition, Prompt
@@ -49,11 +48,11 @@ def test_every_option_of_every_loss_arrives(tiny: Callable[[str], Path], loss: s
     source, target = Condition(first, null, negative), Condition(second, null, negative)
 
     def gradient(**changed: Any) -> Tensor:
-        made = build.build_loss(OmegaConf.merge(OmegaConf.load(CONF / "loss" / f"{loss}.yaml"), changed), parts)  # type: ignore[arg-type]
+        made = build.build_loss({**build.load_loss(loss, {}), **changed}, parts)
         made(teacher, draws[1], draws[0], source, target, torch.tensor([300, 900]), draws[2], 3.0)  # for vsd, which learns
         return made(teacher, draws[0], draws[1], source, target, torch.tensor([300, 900]), draws[2], 3.0).grad
 
-    usual = OmegaConf.load(CONF / "loss" / f"{loss}.yaml")[option]
+    usual = build.load_loss(loss, {})[option]
     assert not torch.equal(gradient(), gradient(**{option: OTHER[option] if option in OTHER else usual * 2 + 1}))
 
 
@@ -86,9 +85,7 @@ def test_nothing_is_decoded_that_nobody_sees(
         return decode(self, z, size)
 
     monkeypatch.setattr(Autoencoder, "decode", counting)
-    monkeypatch.setenv("DDS_RUN_STAMP", "now")
     example = Path(__file__).parents[1] / "data" / "examples" / "cat1.png"
     given = [f"image={example}", "source=cat", "target=lion", "steps=8", f"snapshots={snapshots}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        optimize.run(compose("optimize", [*given, f"teacher.path={tiny('epsilon')}", f"output_dir={tmp_path}"]))
+    optimize.run(configure("optimize", *given, f"teacher.path={tiny('epsilon')}", f"output_dir={tmp_path}"))
     assert sum(decoded) == decodings

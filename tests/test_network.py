@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dds_train import hub
-from dds_train.cli.main import CONF
+from dds_train.cli.conf import CONF
 from dds_train.critters.render import render
 from dds_train.critters.world import critter
 from dds_train.diffusion import DiffusionCheckpoint

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from configuration import configure
 from test_training import build, fit, trainer
 from torch import Tensor
 
@@ -75,47 +76,32 @@ def test_captions_of_the_images(text: Any) -> None:
 
 
 def test_tasks_from_the_configuration() -> None:
-    from omegaconf import OmegaConf
-
     from dds_train.build import build_tasks
 
-    def made(**changes: Any) -> dict[str, Task]:
-        plain = {"source": "a cat", "target": "a lion", "instruction": None, "tasks": {}, "tasks_per_image": 1}
-        return build_tasks(OmegaConf.create({**plain, **changes}))
+    def made(*overrides: str) -> dict[str, Task]:
+        return build_tasks(configure("fit", "source=a cat", "target=a lion", *overrides))
 
     assert made() == {"edit": Task("a cat", "a lion", "a lion")}
-    assert made(instruction="roar") == {"edit": Task("a cat", "a lion", "roar")}
-    two = made(tasks={"dog": {"target": "a dog"}, "cow": {"source": "a calf", "target": "a cow", "instruction": "moo"}})
+    assert made("instruction=roar") == {"edit": Task("a cat", "a lion", "roar")}
+    two = made("tasks.dog.target=a dog", "tasks.cow.source=a calf", "tasks.cow.target=a cow", "tasks.cow.instruction=moo")
     assert two == {"dog": Task("a cat", "a dog", "a dog"), "cow": Task("a calf", "a cow", "moo")}
-    own = made(source="{caption}", target="{caption}", tasks={"lion": {"swap": {"cat": "lion"}}})
+    own = made("source={caption}", "target={caption}", "tasks.lion.swap.cat=lion")
     assert own == {"lion": Task("{caption}", "{caption}", "lion", {"cat": "lion"})}
-    for wrong, says in (
-        ({"tasks": {"dog": {"traget": "a dog"}}}, "tasks.dog"),
-        ({"tasks_per_image": 2}, "take 1 to 1"),
-        ({"instruction": "{caption}"}, "instruction"),
-    ):
-        with pytest.raises(UserError, match=says):
-            made(**wrong)
 
 
 @pytest.mark.parametrize("data", ["synthetic", "shards", "folder", "critters"])
 def test_an_experiment_goes_with_every_source(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """cat2many says how to draw its images; with images from elsewhere that is beside the point."""
-    from hydra import compose, initialize_config_dir
-
     from dds_train.build import build_source
-    from dds_train.cli.main import CONF
     from dds_train.data.synthesis import recipe_for, synthesize
 
     monkeypatch.setenv("DDS_CACHE", str(tmp_path))
-    monkeypatch.setenv("DDS_RUN_STAMP", "now")
     checkpoint = DiffusionCheckpoint("bundled")
     recipe = recipe_for(checkpoint, ["a cat"] * 2, guidance=1.0, steps=1, seed=0, per_shard=2)
     synthesize(checkpoint, recipe, tmp_path / "shards", batch_size=2)
-    path = {"shards": tmp_path / "shards", "folder": CONF.parent / "data" / "examples"}.get(data)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("fit", ["+experiment=cat2many", f"data={data}", *([f"data.path={path}"] if path else [])])
-    source: Any = build_source(cfg.data, [], checkpoint)
+    path = {"shards": tmp_path / "shards", "folder": Path(__file__).parents[1] / "data" / "examples"}.get(data)
+    config = configure("fit", "+experiment=cat2many", f"data={data}", *([f"data.path={path}"] if path else []))
+    source: Any = build_source(config.data, [], checkpoint)
     found = source.recipe.prompts if data == "synthetic" else source.dataset()
     assert len(found) == {"synthetic": 1024, "shards": 2, "folder": 8, "critters": 1024}[data]
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from gaussian import GaussianTeacher, condition, schedule
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from dds_train import build
-from dds_train.cli.main import CONF
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import LOSSES, Condition, NoiseSchedule, Prompt, make_loss
 from dds_train.distillation.variational import VariationalLoss
@@ -97,4 +95,4 @@ def test_each_run_starts_anew(tiny: Callable[[str], Path]) -> None:
 
 def test_fit_says_why_it_cannot() -> None:
     with pytest.raises(UserError, match="in no checkpoint and on no other rank"):
-        build.build_loss(OmegaConf.load(CONF / "loss" / "vsd.yaml"))  # type: ignore[arg-type]
+        build.build_loss(build.load_loss("vsd", {}))

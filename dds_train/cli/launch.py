@@ -22,19 +22,13 @@ from dds_train.cli.conf import CONF
 from dds_train.cli.overrides import key_of, prepared
 from dds_train.cli.schema import alternatives, nearest
 from dds_train.cli.validate import known_keys, unknown_key, validate
+from dds_train.errors import UserError
 from dds_train.runs.stamp import run_stamp
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def stamp() -> str:
-    """The name of this run's folder, where none is given; the other ranks that Lightning starts take it from the environment."""
-    os.environ["DDS_RUN_STAMP"] = run_stamp()
-    return os.environ["DDS_RUN_STAMP"]
-
-
-OmegaConf.register_new_resolver("run_stamp", stamp, replace=True)
 ONLY_SHOW = ("hydra_help", "shell_completion", "info", "experimental_rerun")  # flags that start nothing of ours
 
 
@@ -127,11 +121,21 @@ class Launch:
         config, mistakes = validate(self.command, cfg, self.typed, self.dropped, HydraConfig.get().runtime.choices)
         if self.flags.cfg:
             mistakes.pop("", None)  # what is missing may be missing where it is only shown
-        known = known_keys(self.command, OmegaConf.to_container(cfg))
+        unresolved: Any = OmegaConf.to_container(cfg)
+        known = known_keys(self.command, unresolved)
         for key in self.unknown:
             self.mistakes[unknown_key(self.command, key, f"={self.typed[key]}", known)] = key
         self.mistakes |= {line: key for key, line in mistakes.items()}
-        return None if self.mistakes else config
+        if config is None or self.mistakes:
+            return None
+        if "DDS_RUN_STAMP" in str(unresolved.get("output_dir")) and "DDS_RUN_STAMP" not in os.environ:
+            try:  # Ranks agree on it, which takes a while. Lightning's other ranks have it from the environment.
+                os.environ["DDS_RUN_STAMP"] = run_stamp()
+            except UserError as error:
+                self.mistakes[str(error)] = ""
+                return None
+            return self._validate(cfg)
+        return config
 
     def _check_syntax(self) -> None:
         for override in list(self.overrides):
