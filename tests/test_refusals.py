@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("mask=mask.png", "a mask of 150 x 61 pixels for a picture of 64 x 64"),
+        ("mask=mask.png", "a mask of 150 x 61 pixels for an image of 64 x 64"),
         ("cache=text.sqlite", "cannot be used as a cache"),
         ("auto_mask.timestep=1000", "within [0,1000]"),
         ("t_range=[1,2000]", "within [0,1000]"),
