@@ -13,7 +13,7 @@ from PIL import Image
 from random_translator import export_random
 
 import dds_train.methods
-from dds_train.cli.main import CONF
+from dds_train.cli.conf import CONF
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import critter
 from dds_train.diffusion import DiffusionCheckpoint
