@@ -102,7 +102,9 @@ def test_a_stopped_run_goes_on_and_a_lost_shard_comes_back(checkpoint: Diffusion
     second.write_bytes(lost[:600] + b"x" + lost[601:])
     with pytest.raises(UserError, match=r"shard-00001\.tar: checksum mismatch"):
         verify(tmp_path / "d")
-    with pytest.raises(UserError, match="a data set with other settings"):
+    synthesize(checkpoint, r, tmp_path / "d", batch_size=3)
+    assert second.read_bytes() == lost
+    with pytest.raises(UserError, match=r"seed=0 \(now 1\)"):
         synthesize(checkpoint, recipe(checkpoint, seed=1), tmp_path / "d", batch_size=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()

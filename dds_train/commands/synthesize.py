@@ -1,6 +1,5 @@
 """Let the teacher draw a data set of source images."""
 
-import os
 from pathlib import Path
 
 from dds_train import build
@@ -9,11 +8,12 @@ from dds_train.data.prompts import fill_all, read_prompts
 from dds_train.data.shards import MANIFEST
 from dds_train.data.synthesis import Score, recipe_for, synthesize, verify
 from dds_train.evaluation.metrics.clip import Clip
+from dds_train.runs.ranks import rank_and_world
 from dds_train.translator import all_prompts
 
 
 def run(cfg: SynthesizeConfig) -> None:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
     device = build.build_rank_device(cfg.device)
     checkpoint = build.build_checkpoint(cfg.teacher, device)
     # What the tasks of an experiment will say, too: then fit needs no text encoder.

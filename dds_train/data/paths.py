@@ -7,7 +7,7 @@ from dds_train.errors import UserError
 
 
 def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
-    """Tar files of a file, a folder or a glob pattern, sorted.
+    """Tar files of a file, a folder (hidden files aside) or a glob pattern, sorted.
 
     Raises:
         UserError: if there are none, or `spec` is a URL or a pipe.
@@ -15,7 +15,8 @@ def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
     if str(spec).startswith("pipe:") or "://" in str(spec):
         raise UserError(f"{key}={spec}: not a local path; download the shards first")
     path = Path(spec).expanduser()
-    shards = list(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+    pattern = Path(glob.escape(str(path))) / "*.tar" if path.is_dir() else path
+    shards = [Path(shard) for shard in glob.glob(str(pattern), recursive=True)]
     if not shards:
         raise UserError(f"{key}={spec}: no shards (*.tar) there")
     return sorted(shards)

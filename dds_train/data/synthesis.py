@@ -3,8 +3,8 @@
 DIR/shard-00000.tar ...   NAME.png, NAME.z.npy (latent of that png), NAME.json (prompt, its row in the table, seed, score)
 DIR/prompts.safetensors   embeddings of all prompts
 DIR/manifest.json         checksums, digests of the teacher, sampling settings; written last, when all shards are complete
-DIR/recipe.json           settings that determine the data set; written first
 DIR/preview.png           the first images
+DIR/record.jsonl          settings that determine the data set, and the shards that are complete
 """
 
 import hashlib
@@ -28,12 +28,13 @@ from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
 from dds_train.images.grids import image_grid
-from dds_train.runs.files import atomic_write, remove_leavings
+from dds_train.runs.digest import digest
+from dds_train.runs.files import atomic_write
+from dds_train.runs.record import Record
 
 os.environ.setdefault("WDS_SECURE", "1")  # before the import: shards must not be able to run anything
 from webdataset.writer import TarWriter
 
-RECIPE = "recipe.json"
 PREVIEW = 64  # images in preview.png
 # Images [B,3,H,W] in [-1,1] and their B prompts -> B scores of how well they match, larger is better.
 Score = Callable[[Tensor, Sequence[str]], Sequence[float]]
@@ -54,7 +55,13 @@ class Recipe:
     tries: int = 1
 
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+        return digest(asdict(self))
+
+    def settings(self) -> dict[str, Any]:
+        """By the names of the configuration, for the record."""
+        prompts = {"count": len(self.prompts), "prompts": digest(self.prompts)}
+        clip = {"clip": {"model": self.score, "least": self.least, "tries": self.tries}}
+        return {**prompts, **{key: getattr(self, key) for key in ("guidance", "steps", "seed", "per_shard", "teacher")}, **clip}
 
     @property
     def shards(self) -> list[str]:
@@ -90,24 +97,15 @@ def synthesize(
     Raises:
         UserError: if the folder has another data set, or other files, in it.
     """
-    claim(folder, recipe)
-    missing = [(n, name) for n, name in enumerate(recipe.shards) if n % world_size == rank and not (folder / name).exists()]
-    if missing:  # also a shard that was deleted
-        (folder / MANIFEST).unlink(missing_ok=True)
-    first = {n: range(n * recipe.per_shard, min((n + 1) * recipe.per_shard, len(recipe.prompts))) for n, _ in missing}
-    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(["", *recipe.prompts]))}
-    with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
-        for number, name in missing:
-            with atomic_write(folder / name, durable=True) as partial, partial.open("wb") as file:
-                tar = TarWriter(file, mtime=0, encoder=False)
-                _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar)
-    with FileLock(folder / ".lock"):
-        if not all((folder / name).exists() for name in recipe.shards):
-            return False
-        _add_prompts(checkpoint, folder, [*recipe.prompts, *extra_prompts])
-        if not (folder / MANIFEST).exists():
-            _finish(checkpoint, recipe, folder, batch_size)
-        remove_leavings(folder)
+    with Record(folder, "synthesize", rank) as record:
+        claim(record, recipe)
+        _sample_missing(checkpoint, recipe, record, batch_size, score, rank, world_size)
+        with FileLock(folder / ".manifest.lock"):
+            if not all((folder / name).exists() for name in recipe.shards):
+                return False
+            _add_prompts(checkpoint, folder, [*recipe.prompts, *extra_prompts])
+            if not (folder / MANIFEST).exists():
+                _finish(checkpoint, recipe, folder, batch_size)
     return True
 
 
@@ -116,19 +114,39 @@ def image_seed(recipe: Recipe, index: int, attempt: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{recipe.seed}/{index}/{attempt}".encode()).digest()[:6], "big")
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Record the recipe in a new folder, or compare it with the one there. Several processes may do so at once."""
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []  # listed before the recipe, which comes first
-    path = folder / RECIPE
-    if not path.exists() and not all(name.startswith(".") for name in names):
-        raise UserError(f"output_dir={folder}: not empty, and not a dds_train data set; take another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not path.exists():
-            with atomic_write(path) as partial:
-                partial.write_text(json.dumps({"digest": recipe.digest(), **asdict(recipe)}, indent=1) + "\n")
-    if json.loads(path.read_text()).get("digest") != recipe.digest():
-        raise UserError(f"output_dir={folder}: a data set with other settings ({path}); take another folder, or delete it")
+def claim(record: Record, recipe: Recipe) -> None:
+    """Make the folder that of this recipe."""
+    names = [path.name for path in record.folder.iterdir()] if record.folder.exists() else []  # before the record is looked for
+    if not record.path.exists() and not all(name.startswith(".") for name in names):
+        raise UserError(f"output_dir={record.folder}: not empty, and not a dds_train data set; take another folder")
+    record.claim(recipe.settings())
+
+
+def _sample_missing(
+    checkpoint: DiffusionCheckpoint,
+    recipe: Recipe,
+    record: Record,
+    batch_size: int,
+    score: Score | None,
+    rank: int,
+    world_size: int,
+) -> None:
+    key, folder = recipe.digest(), record.folder
+    own = [(number, name) for number, name in enumerate(recipe.shards) if number % world_size == rank]
+    missing = [(number, name) for number, name in own if not record.is_done(name, key)]
+    if missing:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        record.strike(*(name for _, name in missing))
+    for _, name in missing:
+        (folder / name).unlink(missing_ok=True)
+    first = {n: range(n * recipe.per_shard, min((n + 1) * recipe.per_shard, len(recipe.prompts))) for n, _ in missing}
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(["", *recipe.prompts]))}
+    with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
+        for number, name in missing:
+            with atomic_write(folder / name, durable=True) as partial, partial.open("wb") as file:
+                tar = TarWriter(file, mtime=0, encoder=False)
+                _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar)
+            record.add(name, key)
 
 
 @torch.no_grad()
@@ -196,7 +214,7 @@ def _add_prompts(checkpoint: DiffusionCheckpoint, folder: Path, prompts: Sequenc
     table = PromptTable.load(path) if path.exists() else PromptTable({})
     completed = table.completed(prompts, checkpoint.text_encoder)
     if completed is not table:
-        with atomic_write(path) as partial:
+        with atomic_write(path, durable=True) as partial:
             completed.save(partial)
 
 
@@ -226,7 +244,7 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
         "filter": {"score": recipe.score, "least": recipe.least, "tries": recipe.tries} if recipe.score else None,
         "colours": colours(z, images),
     }
-    with atomic_write(folder / MANIFEST) as partial:
+    with atomic_write(folder / MANIFEST, durable=True) as partial:
         partial.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -251,8 +269,8 @@ def verify(folder: Path) -> None:
 
 def sha256(path: Path) -> str:
     # Of the bytes on the disk: `runs.digest.file_digest` takes them from its cache.
-    digest = hashlib.sha256()
+    value = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+            value.update(block)
+    return value.hexdigest()

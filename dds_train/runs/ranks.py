@@ -1,21 +1,33 @@
-"""This process among those of its run, by the launcher's environment. No torch here."""
+"""This process among those of its run, from the launcher's environment variables. No torch here."""
 
 import os
 
+from dds_train.errors import UserError
+
 
 def rank_and_world() -> tuple[int, int]:
-    """The rank of this process and the number of processes, as torchrun, srun or Lightning's launcher say; (0, 1) without one.
+    """The rank of this process and the number of processes, as torchrun or srun set them; (0, 1) otherwise.
 
-    Lightning gives its processes local ranks only: of them, nothing but whether this is rank 0 is certain.
+    Raises:
+        UserError: if there is no such rank.
     """
     env = os.environ
-    if "RANK" in env:
-        return int(env["RANK"]), int(env.get("WORLD_SIZE", 1))
-    if in_slurm_step():
-        return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
-    return int(env.get("LOCAL_RANK", 0)) or int(env.get("NODE_RANK", 0)), int(env.get("WORLD_SIZE", 1))
+    if "RANK" not in env and not in_slurm_step():
+        return 0, 1
+    of_rank, of_world = ("RANK", "WORLD_SIZE") if "RANK" in env else ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    rank, world = env[of_rank], env.get(of_world, "1")
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise UserError(f"environment variables {of_rank}={rank} and {of_world}={world}: no such rank; unset them")
+    return int(rank), int(world)
+
+
+def is_first_rank() -> bool:
+    """Whether this is rank 0, also among the processes that Lightning starts, which have local ranks only."""
+    if rank_and_world()[1] > 1:
+        return rank_and_world()[0] == 0
+    return {os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")} == {"0"}
 
 
 def in_slurm_step() -> bool:
     """Whether srun started this process and others like it."""
-    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    return "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"

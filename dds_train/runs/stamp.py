@@ -27,7 +27,7 @@ def run_stamp() -> str:
     if "RANK" not in env and in_slurm_step():
         return f"slurm-{env['SLURM_JOB_ID']}.{env.get('SLURM_STEP_ID', 0)}"
     rank, world = rank_and_world()
-    if world == 1 or "RANK" not in env:
+    if world == 1:
         return own
     if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
         raise UserError("WORLD_SIZE is set and MASTER_ADDR is not: give output_dir=DIR, which all processes then share")
