@@ -5,23 +5,23 @@ import sys
 from typing import Any
 from unittest import mock
 
-from dds_train.cli.launch import Launch
+from dds_train.cli.launch import Launch, Mistakes
 
 
-def start(command: str, *overrides: object) -> tuple[Any, list[str]]:
-    """The typed configuration (None if it is refused), and the mistakes."""
-    configs: list[Any] = [None]
-    environment = {**os.environ, "DDS_RUN_STAMP": "stamp"}
-    with mock.patch.object(sys, "argv", ["dds_train"]), mock.patch.dict(os.environ, environment):
-        mistakes = Launch(command, [str(one) for one in overrides]).start(lambda name, config: configs.append(config))
-    return configs[-1], mistakes
+def launch(command: str, *arguments: object) -> Launch:
+    with mock.patch.object(sys, "argv", ["dds_train"]), mock.patch.dict(os.environ, {"DDS_RUN_STAMP": "stamp"}):
+        return Launch(command, [str(one) for one in arguments])
 
 
-def configure(command: str, *overrides: object) -> Any:
-    config, mistakes = start(command, *overrides)
-    assert not mistakes, mistakes
-    return config
+def configure(command: str, *arguments: object) -> Any:
+    """The typed configuration of a valid command line."""
+    return launch(command, *arguments).config
 
 
-def refusals(command: str, *overrides: object) -> list[str]:
-    return start(command, *overrides)[1]
+def refusals(command: str, *arguments: object) -> list[str]:
+    """The mistakes of a command line, a line each."""
+    try:
+        launch(command, *arguments)
+    except Mistakes as mistakes:
+        return mistakes.lines
+    return []

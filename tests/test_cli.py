@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from configuration import configure, refusals
+from configuration import configure, launch, refusals
 
+from dds_train.cli import sweep
 from dds_train.cli.conf import CONF
-from dds_train.cli.overrides import prepared
+from dds_train.cli.help import command_help
+from dds_train.cli.overrides import is_model, prepared
 from dds_train.cli.schema import MODELS
 
 PROMPTS = ["source=a cat", "target=a lion"]
@@ -319,12 +323,46 @@ def test_of_several_ranks_one_prints(tmp_path: Path) -> None:
     assert run("fit", *PROMPTS, "batch_size=0", cwd=tmp_path, RANK="1", LOCAL_RANK="1") == (2, "", "")
 
 
-def test_help_shows_every_key() -> None:
-    status, printed, _ = run("fit", "--help", cwd=REPOSITORY)
-    assert status == 0
+def test_each_job_of_a_sweep_has_a_folder_of_its_own(folder: Path) -> None:
+    def jobs(*overrides: str) -> list[Any]:
+        arguments = [job[2:] for job in launch("fit", "-m", *PROMPTS, *overrides).jobs]  # without --config-name fit
+        return [configure("fit", *job) for job in arguments]
 
-    def leaves(model: Any) -> list[str]:
-        return [field.alias or name for name, field in model.model_fields.items()]
+    default = jobs("loss=dds,sds")
+    assert [(config.loss.name, config.output_dir) for config in default] == [
+        ("dds", "outputs/fit/stamp/0"),
+        ("sds", "outputs/fit/stamp/1"),
+    ]
+    own = jobs("lr=1e-3,1e-4", "output_dir=my sweep, 2", "batch_size=2,4")
+    assert [config.output_dir for config in own] == [f"my sweep, 2/{number}" for number in range(4)]
+    assert [(config.lr, config.batch_size) for config in own] == [(1e-3, 2), (1e-3, 4), (1e-4, 2), (1e-4, 4)]
+    # Free text is one value, commas included, unless it is a choice.
+    assert [config.target for config in jobs("target=a lion, asleep")] == ["a lion, asleep"]
+    assert [config.target for config in jobs("target=choice('a lion, asleep',a dog)")] == ["a lion, asleep", "a dog"]
 
-    for name in leaves(MODELS["fit"]):
-        assert f"{name}:" in printed
+
+def test_a_failing_job_makes_the_exit_code(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each job is a process, and all are run."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert sweep.run_jobs([["--help"], ["fit", "--help"]]) == 0
+    assert sweep.run_jobs([["fit"], ["--help"]]) == 2
+    printed = capfd.readouterr()
+    assert "job 1 of 2 ended with exit code 2" in printed.err
+    assert printed.out.count("usage: ") == 2
+
+
+@pytest.mark.parametrize("command", MODELS)
+def test_help_shows_every_key(command: str) -> None:
+    def keys(annotation: Any, path: str = "") -> Iterator[str]:
+        for one in typing.get_args(annotation) or [annotation]:
+            if typing.get_args(one):
+                yield from keys(one, path)
+            elif is_model(one):
+                for name, field in one.model_fields.items():
+                    if field.is_required():
+                        yield field.alias or name
+                        yield from keys(field.annotation)
+
+    text = command_help(command)
+    for key in keys(MODELS[command]):
+        assert re.search(rf"(^|[\s{{.]){key}[:=]", text, re.MULTILINE), key

@@ -1,6 +1,11 @@
 """What --help prints: the YAML files, which are the documentation."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dds_train.cli.conf import CONF
 
@@ -8,7 +13,7 @@ COMMANDS = {
     "fit": "train a translator from two prompts",
     "predict": "edit images with a trained translator, one forward pass each",
     "optimize": "edit images one at a time, by optimising their latents",
-    "evaluate": "score editing methods on many images",
+    "evaluate": "compare editing methods on many images: metrics, a table, a report",
     "demo": "try a trained translator in the browser",
     "export": "write a trained translator for diffusers, for ONNX, or for the hub",
     "synthesize": "sample a data set of source images from the teacher",
@@ -26,15 +31,46 @@ Groups of keys are switched as a whole (teacher=sd15, loss=sds); experiments are
 
 
 def command_help(command: str) -> str:
-    body = (CONF / f"{command}.yaml").read_text()
-    intro, _, rest = body.partition("defaults:\n")
-    _, _, keys = rest.partition("_self_\n")
-    sections = []
-    for group, choice in re.findall(r"^  - (\w+): (\w+)", rest, re.MULTILINE):
-        if group == "experiment":
-            continue
-        path = CONF / group
-        others = ", ".join(sorted(file.stem for file in path.glob("*.yaml")))
-        indented = "".join(f"  {line}\n" for line in (path / f"{choice}.yaml").read_text().splitlines())
-        sections.append(f"{group}: {choice}    # of {others}\n{indented}")
-    return f"python -m dds_train {command}: {COMMANDS[command]}\n\n{intro}\n{keys}\n" + "\n".join(sections)
+    """The command's own YAML file, then those of its groups: the default choice in full, the others by what they change."""
+    from dds_train.cli.schema import MODELS
+
+    header, _, body = (CONF / f"{command}.yaml").read_text().partition("defaults:\n")
+    entries = "".join(line for line in body.splitlines(True) if line.startswith("  ") and "  - " in line)
+    keys = body[body.rindex("  - ") :].partition("\n")[2]
+    shared = [name for name in re.findall(r"^  - (\w+)$", entries, re.MULTILINE) if name not in ("_self_", "hydra_settings")]
+    groups = [
+        pair for pair in re.findall(r"^  - (\w+): (\w+)", entries, re.MULTILINE) if pair[0] in MODELS[command].model_fields
+    ]
+    parts = [f"python -m dds_train {command}: {COMMANDS[command]}\n", header, keys.lstrip("\n")]
+    parts += ["\n" + (CONF / f"{name}.yaml").read_text() for name in shared]
+    parts += ["\n" + group_help(CONF / group, choice) for group, choice in groups]
+    if "  - experiment: null" in entries:
+        parts.append(f"\n# +experiment=NAME: {', '.join(sorted(file.stem for file in (CONF / 'experiment').glob('*.yaml')))}\n")
+    return "".join(parts).rstrip("\n")
+
+
+def group_help(folder: Path, choice: str) -> str:
+    text = (folder / f"{choice}.yaml").read_text()
+    usual = dict(leaves(yaml.safe_load(text)))
+    lines = [f"{folder.name}:  # {folder.name}={choice}", *(f"  {line}" for line in text.splitlines())]
+    for file in sorted(folder.glob("*.yaml")):
+        other = dict(leaves(yaml.safe_load(file.read_text())))
+        changed = {key: value for key, value in other.items() if usual.get(key) != value and key != "defaults"}
+        if any(value != "null" for value in changed.values()):
+            lines.append(f"  # {folder.name}={file.stem}: {' '.join(f'{key}={value}' for key, value in changed.items())}")
+    return "\n".join(lines) + "\n"
+
+
+def leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys, and values as they would be typed."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", as_typed(value)
+
+
+def as_typed(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{','.join(map(as_typed, value))}]" if isinstance(value, list) else str(value)

@@ -4,13 +4,13 @@ Configuration errors are reported in one line each, before a model is loaded: to
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dds_train.cli.help import COMMANDS, command_help, usage
 from dds_train.errors import UserError
+from dds_train.runs.ranks import rank_and_world
 
 
 def main() -> None:
@@ -26,12 +26,18 @@ def main() -> None:
     if any(one in ("-h", "--help") for one in rest):
         print(command_help(command))
         return
-    from dds_train.cli.launch import Launch
+    from dds_train.cli.launch import Launch, Mistakes
 
-    mistakes = Launch(command, rest).start(run)
-    if mistakes:
-        # Under a launcher every rank has the same ones.
-        fail(mistakes if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0" else [])
+    try:
+        launch = Launch(command, rest)
+    except Mistakes as mistakes:
+        fail(mistakes.lines if rank_and_world()[0] == 0 else [])  # each rank has the same ones
+    if launch.jobs:
+        from dds_train.cli.sweep import run_jobs
+
+        raise SystemExit(run_jobs(launch.jobs))
+    if launch.config is not None:
+        run(command, launch.config)
 
 
 def run(command: str, config: Any) -> None:

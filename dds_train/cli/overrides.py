@@ -18,15 +18,20 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def prepared(command: str, override: str, folders: Sequence[str] = ()) -> str:
-    """`override` with its free text quoted, and a plus where users choose the names. `folders`: more of YAML files."""
+def prepared(command: str, override: str, folders: Sequence[Path] = (CONF,), sweep: bool = False) -> str:
+    """`override` with its free text quoted, and a plus where users choose the names.
+
+    Args:
+        folders: of YAML files.
+        sweep: whether choice(...) means several values, also of free text.
+    """
     if override.startswith("~") or "=" not in override:
         return override
     key, _, value = override.lstrip("+").partition("=")
     kinds = list(types_at(MODELS[command], key.split(".")))
-    if any(FreeText in marks for _, marks, _ in kinds):
+    if any(FreeText in marks for _, marks, _ in kinds) and not (sweep and re.fullmatch(r"choice\(.*\)", value)):
         value = quoted(value)
-    is_group = any((folder / key).is_dir() for folder in (CONF, *map(Path, folders)))
+    is_group = any((folder / key).is_dir() for folder in folders)
     if key == "experiment":
         return f"experiment={value}"  # in the defaults of fit and synthesize
     if not is_group and not key.startswith("hydra.") and (override.startswith("+") or any(own for *_, own in kinds)):

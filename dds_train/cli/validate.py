@@ -13,6 +13,7 @@ from pydantic import ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from dds_train.cli.conf import CONF
+from dds_train.cli.help import as_typed
 from dds_train.cli.overrides import subkeys
 from dds_train.cli.schema import (
     CROSS_CHECKS,
@@ -45,7 +46,7 @@ def validate(
 
     Args:
         cfg: what Hydra has composed.
-        typed: overrides on the command line, key -> value.
+        typed: overrides on the command line, key -> "=value".
         dropped: those that were mistaken and are not in `cfg`.
         choices: group -> the YAML file that was chosen.
     """
@@ -54,7 +55,7 @@ def validate(
     plain, interpolations, mistakes = resolve(cfg, OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused]))
     for key, text in typed.items():  # an experiment may have such a key
         if key.split(".")[0] in unused and key not in dropped:
-            mistakes[key] = unknown_key(command, key, f"={text}", known_keys(command, plain))
+            mistakes[key] = unknown_key(command, key, text, known_keys(command, plain))
     drop_synthetic_keys(plain, typed)
     missing = missing_keys(plain)
     wrong = {error_key(plain, error): error for error in reversed(errors_of(model, plain))}
@@ -65,7 +66,7 @@ def validate(
         return any(f"{source}.".startswith(f"{other}.") for source in interpolations.get(key, ()) for other in wrong)
 
     def value(key: str) -> str:
-        return shown(plain, key) or (f"={typed[key]}" if key in typed else f"={choices[key]}" if key in choices else "")
+        return shown(plain, key) or typed.get(key) or (f"={choices[key]}" if key in choices else "")
 
     mistakes = {key: line for key, line in mistakes.items() if not follows(key)}
     for key, error in wrong.items():
@@ -187,14 +188,10 @@ def shown(plain: Any, key: str) -> str:
     """ "=value", as it would be typed."""
     value = plain
     for part in key.split("."):
-        value = value.get(part, "") if isinstance(value, dict) else ""
+        if not isinstance(value, dict) or part not in value:
+            return ""
+        value = value[part]
     return "" if isinstance(value, dict) or not key else f"={as_typed(value)}"
-
-
-def as_typed(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"[{','.join(map(as_typed, value))}]" if isinstance(value, list) else str(value)
 
 
 KINDS = {
