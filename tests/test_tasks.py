@@ -159,9 +159,10 @@ def test_scores_of_an_edit_of_accessories() -> None:
     assert hats_off.accessories == 0.5
 
 
-def test_validation_scores_the_averaged_weights(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("truth", [{"species": "lion"}, {"glasses": True}], ids=str)
+def test_validation_scores_the_averaged_weights(truth: dict[str, Any], tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """A translator that does nothing closes nothing; logged for the checkpoints to watch."""
-    tasks = {"lion": replace(THREE["lion"], truth={"species": "lion"}), "dog": THREE["dog"]}
+    tasks = {"lion": replace(THREE["lion"], truth=truth), "dog": THREE["dog"]}
     autoencoder = DiffusionCheckpoint(str(tiny("epsilon"))).autoencoder()
     autoencoder.encode = lambda image: image[..., ::8, ::8].repeat(1, 2, 1, 1)[:, :4]  # type: ignore[method-assign]
     edited: list[Tensor] = []
@@ -171,7 +172,7 @@ def test_validation_scores_the_averaged_weights(tiny: Callable[[str], Path], tmp
         return torch.stack([to_tensor(one) for one in validation.critters])
 
     autoencoder.decode = decode  # type: ignore[method-assign,assignment]
-    validation = CritterValidation(tasks, autoencoder, 3, {"species": "cat"})
+    validation = CritterValidation(tasks, autoencoder, 3, {"species": "cat", "glasses": False})
     running = trainer(tmp_path, 4, more=[validation])
     module = build(tiny("epsilon"), tasks)
     fit(module, running)
