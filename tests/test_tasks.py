@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -157,6 +158,12 @@ def test_scores_of_an_edit_of_accessories() -> None:
         torch.stack([to_tensor(s.replaced(glasses=True, hat=False)) for s in sources]), sources, {"glasses": True}
     )
     assert hats_off.accessories == 0.5
+
+
+def test_validation_without_a_gap_to_the_ground_truth_is_refused() -> None:
+    tasks, autoencoder = {"lion": replace(THREE["lion"], truth={"glasses": True})}, Mock()
+    with pytest.raises(UserError, match="validation: some source critters already have glasses=True; restrict them"):
+        CritterValidation(tasks, autoencoder, 32, {"species": "cat"})
 
 
 @pytest.mark.parametrize("truth", [{"species": "lion"}, {"glasses": True}], ids=str)

@@ -5,6 +5,7 @@ ideal method would return for that edit, and that edit alone.
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,3 +87,21 @@ def sample_critter(rng: random.Random, **fixed: Any) -> Critter:
 def critter(seed: int, **fixed: Any) -> Critter:
     """Critter number `seed`, the same on every machine."""
     return sample_critter(random.Random(seed), **fixed)
+
+
+def counterfactuals(
+    first: int, count: int, attributes: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[list[Critter], list[Critter]]:
+    """Critters number `first` and following with `attributes`, and the same with `changes`.
+
+    Raises:
+        ValueError: if the edit changes nothing of one of them.
+        TypeError: for an unknown attribute.
+    """
+    sources = [critter(first + number, **attributes) for number in range(count)]
+    truths = [one.replaced(**changes) for one in sources]
+    if any(before == after for before, after in zip(sources, truths, strict=True)):
+        edit = ", ".join(f"{name}={value}" for name, value in changes.items())
+        others = [f"source.{name}={one}" for name, value in changes.items() for one in ATTRIBUTES.get(name, ()) if one != value]
+        raise ValueError(f"some source critters already have {edit}; restrict them, e.g. {(others or ['another edit'])[0]}")
+    return sources, truths

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
-from dds_train.critters.world import EVALUATION_SEED, Critter, critter
+from dds_train.critters.world import EVALUATION_SEED, Critter, counterfactuals
 from dds_train.errors import UserError
 from dds_train.evaluation.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.images.edit_list import is_edit_list, read_edit_list
@@ -61,15 +61,9 @@ def critter_items(
     if not changes:
         raise UserError("critters.edit: no attribute to change; give one, e.g. critters.edit.species=lion")
     try:
-        sources = [critter(EVALUATION_SEED + number, **attributes) for number in range(count)]
-        truths = [one.replaced(**changes) for one in sources]
+        sources, truths = counterfactuals(EVALUATION_SEED, count, attributes, changes)
     except (TypeError, ValueError) as error:
-        raise UserError(f"critters.source, critters.edit: {error}") from error
-    if any(before == after for before, after in zip(sources, truths, strict=True)):
-        edit = ", ".join(f"{name}={value}" for name, value in changes.items())
-        raise UserError(
-            f"critters.edit: some source critters already have {edit}; restrict them, e.g. critters.source.species=cat"
-        )
+        raise UserError(f"critters: {error}") from error
 
     def item(number: int, before: Critter, after: Critter) -> EvaluationItem:
         name = f"{number:04d} {full_caption(before).removeprefix('a photo of ')}"

@@ -9,8 +9,9 @@ from pytorch_lightning.callbacks import Callback
 
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.scores import score_edit
-from dds_train.critters.world import VALIDATION_SEED, critter
+from dds_train.critters.world import VALIDATION_SEED, Critter, counterfactuals
 from dds_train.diffusion import Autoencoder
+from dds_train.errors import UserError
 from dds_train.training.module import DistillationModule
 from dds_train.translator import Task
 
@@ -31,7 +32,12 @@ class CritterValidation(Callback):
     def __init__(self, tasks: Mapping[str, Task], autoencoder: Autoencoder, count: int, sources: Mapping[str, Any]) -> None:
         self.truths = {name: task.truth for name, task in tasks.items() if task.truth}
         self.autoencoder = autoencoder
-        self.critters = [critter(VALIDATION_SEED + i, **sources) for i in range(count)]
+        self.critters: list[Critter] = []
+        try:
+            for truth in self.truths.values():
+                self.critters, _ = counterfactuals(VALIDATION_SEED, count, sources, truth)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"validation: {error}") from error
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
