@@ -138,6 +138,11 @@ def folder_is_possible(value: str) -> str:
     return value
 
 
+def without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    """null undoes a default."""
+    return {name: one for name, one in value.items() if one is not None}
+
+
 def critter_attributes(value: dict[str, Any]) -> dict[str, Any]:
     known = {field.name: type(getattr(critter(0), field.name)) for field in fields(Critter)}
     for name, one in value.items():
@@ -211,7 +216,7 @@ Checkpoints = Annotated[PathTexts, exists("give a .ckpt of fit or its translator
 Mask = Annotated[PathText, exists("give an image, a folder of them, or auto", "auto")]
 Resume = Annotated[PathText, exists("take auto, never, or a .ckpt file of fit", "auto", "never")]
 ExistingFile = Annotated[PathText, exists("give a file")]
-CritterAttributes = Annotated[dict[str, Any], AfterValidator(critter_attributes)]
+CritterAttributes = Annotated[dict[str, Any], AfterValidator(without_nulls), AfterValidator(critter_attributes)]
 Words = dict[str, list[Text]]
 Prompts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several), AfterValidator(prompt_file)]
 Device = Annotated[str, AfterValidator(device_name)]

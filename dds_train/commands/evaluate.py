@@ -1,7 +1,6 @@
 """Evaluate editing methods on many images."""
 
 from pathlib import Path
-from typing import Any
 
 from dds_train import build
 from dds_train.cli.schema import EvaluateConfig
@@ -17,63 +16,57 @@ from dds_train.methods import MethodContext
 from dds_train.runs.record import Record
 
 
-def run(cfg: EvaluateConfig) -> None:
-    device = find_device(cfg.device)
-    plain = cfg.model_dump()
-    ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else plain["ckpt"] or []
-    optimization = {key: plain[key] for key in ("steps", "lr", "guidance", "t_range")}
+def run(config: EvaluateConfig) -> None:
+    device, output_dir = find_device(config.device), Path(config.output_dir)
     methods = configured_methods(
-        plain["method"], plain["methods"], optimization, ckpts, plain["strengths"], plain["step_counts"]
+        {name: method.model_dump(exclude_unset=True) for name, method in config.method.items()},
+        config.methods,
+        optimization={key: getattr(config, key) for key in ("steps", "lr", "guidance", "t_range")},
+        ckpts=[config.ckpt] if isinstance(config.ckpt, str) else config.ckpt or [],
+        strengths=config.strengths,
+        step_counts=config.step_counts,
     )
-    items = find_items(plain)
+    items = find_items(config)
     for method in methods.values():
         method.check_targets(list(dict.fromkeys(item.target for item in items)))
-    references = [] if cfg.targets is None else [path for _, path in find_inputs(cfg.targets, cfg.output_dir)]
-    if cfg.targets is not None and min(len(references), len(items)) < 2:
-        raise UserError(f"targets={cfg.targets}: FID and KID need at least two images on each side")
-    metrics = build_metrics(
-        MetricOptions(
-            device=device,
-            lpips_nets=plain["lpips"]["nets"],
-            lpips_hub_dir=cfg.lpips.hub_dir,
-            clip=cfg.clip.model,
-            structure=cfg.structure.model,
-            references=references,
-            inception=cfg.fid,
-            seed=cfg.seed,
-        )
+    references = [] if config.targets is None else [path for _, path in find_inputs(config.targets, output_dir)]
+    if config.targets is not None and min(len(references), len(items)) < 2:
+        raise UserError(f"targets={config.targets}: FID and KID need at least two images on each side")
+    options = MetricOptions(
+        device=device,
+        lpips_nets=config.lpips.nets,
+        lpips_hub_dir=config.lpips.hub_dir,
+        clip=config.clip.model,
+        structure=config.structure.model,
+        references=references,
+        inception=config.fid,
+        seed=config.seed,
     )
-    output_dir = Path(cfg.output_dir)
+    teacher = build.build_checkpoint(config.teacher, device)
+    settings = {
+        "teacher": teacher.digest(),
+        "dtype": str(teacher.dtype),
+        **{key: getattr(config, key) for key in ("seed", "max_side", "source", "target")},
+        **({"critters": config.critters.model_dump(exclude={"count"})} if config.image is None else {}),
+        "methods": {name: method.identity() for name, method in methods.items()},
+    }
+
+    def context() -> MethodContext:
+        return MethodContext(build.build_checkpoint(config.teacher, device), config.seed)
+
     with Record(output_dir, "evaluate") as record:
-        record.claim(
-            {
-                "teacher": build.build_checkpoint(cfg.teacher, device).digest(),
-                "dtype": cfg.teacher.dtype,
-                **{key: plain[key] for key in ("seed", "max_side", "source", "target")},
-                **({"critters": {key: plain["critters"][key] for key in ("source", "edit")}} if cfg.image is None else {}),
-                "methods": {name: method.identity() for name, method in methods.items()},
-            },
-            growing=["methods"],
-        )
-        build.save_config(cfg, output_dir)
-        evaluation = evaluate(
-            items,
-            methods,
-            lambda: MethodContext(build.build_checkpoint(cfg.teacher, device), cfg.seed),
-            metrics,
-            record,
-            cfg.batch_size,
-        )
-        kind = "critters" if cfg.image is None else f"images of {cfg.image}"
-        table = write_outputs(output_dir, evaluation, f"{len(items)} {kind}, teacher {cfg.teacher.path}", cfg.rows)
+        record.claim(settings, growing=["methods"])
+        build.save_config(config, output_dir)
+        evaluation = evaluate(items, methods, context, build_metrics(options), record, config.batch_size)
+        kind = "critters" if config.image is None else f"images of {config.image}"
+        table = write_outputs(output_dir, evaluation, f"{len(items)} {kind}, teacher {config.teacher.path}", config.rows)
     for one in evaluation.unavailable:
         print(f"unavailable: {', '.join(one.metrics)}: {one.remedy}", flush=True)
     print(f"{len(items)} images, {len(methods)} methods: {output_dir / 'report.html'}\n\n{table}", end="", flush=True)
 
 
-def find_items(plain: dict[str, Any]) -> list[EvaluationItem]:
-    prompts = (plain["source"], plain["target"])
-    if plain["image"] is None:
-        critters = plain["critters"]
-        return critter_items(critters["count"], critters["source"], critters["edit"], *prompts)
-    return image_items(plain["image"], *prompts, plain["max_side"], plain["output_dir"])
+def find_items(config: EvaluateConfig) -> list[EvaluationItem]:
+    if config.image is None:
+        critters = config.critters
+        return critter_items(critters.count, critters.source, critters.edit, config.source, config.target)
+    return image_items(config.image, config.source, config.target, config.max_side, config.output_dir)
