@@ -224,7 +224,8 @@ def message(command: str, key: str, error: ErrorDetails, choices: Mapping[str, s
 
 def unknown_key(command: str, key: str, value: str, known: Sequence[str]) -> str:
     what = "group" if (CONF / key).is_dir() else "key"
-    return f"{key}{value}: no {what} '{key}' in {command}{nearest(key, [*known, *subkeys(command, key)])}"
+    more = () if (CONF / key.split(".")[0]).is_dir() else subkeys(command, key)  # a group has the keys of its YAML file
+    return f"{key}{value}: no {what} '{key}' in {command}{nearest(key, [*known, *more])}"
 
 
 def suffix(command: str, key: str, choices: Mapping[str, str]) -> str:
