@@ -7,8 +7,9 @@ import torch
 from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
-from dds_train.distillation import LOSSES, Condition, Prompt
+from dds_train.distillation import LOSSES, Condition, Prompt, make_loss
 from dds_train.distillation.linear import LINEAR, TERMS, Coefficients, linear_loss, pds
+from dds_train.distillation.losses import lowest_timestep
 
 B, W = 3, 4.0
 T = torch.tensor([60, 500, 930])
@@ -104,6 +105,33 @@ def test_a_negative_prompt_is_asked_for() -> None:
     plain = Condition(TARGET.text, TARGET.null)
     with pytest.raises(ValueError, match="nfsd needs a negative prompt"):
         LOSSES["nfsd"](TEACHER, ZS, Z, SOURCE, plain, T, EPS, W)
+
+
+def test_lusd_without_a_direction_is_zero() -> None:
+    """Where source and target prompt are equal and the edit is its input; the other images of the batch keep their bits."""
+    z = torch.cat([ZS[:1], Z[1:]])
+    target = Condition(*(Prompt.cat([a[:1], b[1:]]) for a, b in ((SOURCE.text, TARGET.text), (SOURCE.null, TARGET.null))))
+    got = LOSSES["lusd"](TEACHER, ZS, z, SOURCE, target, T, EPS, W)
+    assert (got.grad[0] == 0).all()
+    assert torch.isfinite(got.loss)
+    assert torch.equal(got.grad[1:], LOSSES["lusd"](TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W).grad[1:])
+
+
+def test_losses_are_made_by_name_with_their_options_checked() -> None:
+    arguments = TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W
+    for name in LOSSES:
+        if name != "cds":  # needs features
+            assert torch.equal(make_loss(name)(*arguments).grad, LOSSES[name](*arguments).grad)
+    assert torch.equal(make_loss("pds", stride=5)(*arguments).grad, LOSSES["pds"](*arguments, stride=5).grad)
+    assert (lowest_timestep("dds"), lowest_timestep("pds"), lowest_timestep("pds", stride=5)) == (0, 2, 5)
+    for name, options, reason in (
+        ("ddss", {}, "loss must be one of sds, dds, .*vsd, got 'ddss'"),
+        ("pds", {"strid": 5}, "loss pds has no option strid; it takes weight, stride"),
+        ("dds", {"weight": "sigma3"}, "weight must be one of one, sigma2, got 'sigma3'"),
+        ("vsd", {}, "loss vsd fits a second model to the edits: give `student`"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            make_loss(name, **options)  # type: ignore[arg-type]
 
 
 def test_a_new_loss_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:

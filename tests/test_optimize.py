@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.distillation import LOSSES, Condition, Prompt
+from dds_train.distillation import LOSSES, Condition, Distilled, Prompt, dds_loss
 from dds_train.distillation.cache import SourceCache
 from dds_train.errors import UserError
 from dds_train.methods.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
@@ -70,6 +71,26 @@ def test_a_seed_is_an_images_own() -> None:
 def test_what_does_not_fit_the_images_is_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         optimize_latent(TEACHER, latents(3), condition(0.2), condition(1.5), **wrong)  # type: ignore[arg-type]
+
+
+def test_the_state_of_a_loss_is_that_of_one_run() -> None:
+    """Whatever the loss: what has a `reset` is reset, and nothing else is asked of it."""
+
+    class Momentum:
+        def __init__(self) -> None:
+            self.total, self.resets = torch.zeros(()), 0
+
+        def reset(self) -> None:
+            self.total, self.resets = torch.zeros(()), self.resets + 1
+
+        def __call__(self, *arguments: Any) -> Distilled:
+            self.total = 0.9 * self.total + dds_loss(*arguments).grad
+            return Distilled(torch.zeros(()), self.total)
+
+    loss = Momentum()
+    ends = [last(TEACHER, latents(1), condition(0.2), condition(1.5), loss=loss).z for _ in range(2)]
+    assert torch.equal(*ends)
+    assert loss.resets == 2
 
 
 # ---------------------------------------------------------------- masks

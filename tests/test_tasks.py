@@ -1,7 +1,7 @@
 """Several edits in one network: words, turns, and what is shared."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from dds_train.critters.dataset import to_tensor
 from dds_train.critters.scores import score_edit
 from dds_train.critters.world import critter
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
+from dds_train.distillation import Prompt
 from dds_train.errors import UserError
+from dds_train.training.memory import PeakMemory
 from dds_train.training.tasks import TaskBank
 from dds_train.training.validation import CritterValidation
 from dds_train.translator import Task, TranslatorConfig, all_prompts
@@ -74,6 +76,55 @@ def test_captions_of_the_images(text: Any) -> None:
     assert all_prompts([swap], captions).count("a gray cat") == 1
     with pytest.raises(ValueError, match="instruction"):
         Task("{caption}", "x", "{caption}")
+
+
+def test_each_embedding_is_kept_once_and_off_the_device() -> None:
+    """1,000 captions, on a device that counts: the table is all there is in memory, and none of it is on the device."""
+    captions = [f"a cat, number {number}" for number in range(1000)]
+    tasks = {name: Task("{caption}", "{caption}", f"to a {name}", swap={"cat": name}) for name in ("lion", "dog")}
+    prompts = all_prompts(tasks.values(), captions)
+    table = PromptTable({text: Prompt({"text": torch.zeros(1, 7, 16)}) for text in ["", "ugly", *prompts]})
+    tasks_on_device = TaskBank.embed(tasks, table, captions, "ugly").to(torch.device("meta"))
+    one = 7 * 16 * 4
+    memory = storages(tasks_on_device)
+    assert sum(size for device, size in memory.values() if device == "cpu") == len(table.rows) * one
+    # Two instructions, the empty prompt and the negative one.
+    assert sum(size for device, size in memory.values() if device == "meta") == 4 * one
+    task, caption = torch.tensor([0, 1, 0]), torch.tensor([999, 0, 5])
+    with PeakMemory() as peak:
+        source, target = tasks_on_device.conditions(task, caption)
+    assert peak.peak <= 4 * 3 * one  # of the three images: source and target, on the way and on the device
+    assert len(source.text) == len(target.null) == len(target.negative or ()) == 3
+    assert {tensor.device.type for condition in (source, target) for _, tensor in condition.text.items()} == {"meta"}
+
+
+def storages(holder: Any) -> dict[int, tuple[str, int]]:
+    """All tensors' memory that an object leads to, each storage once: (device, bytes)."""
+    found: dict[int, tuple[str, int]] = {}
+    waiting = [holder]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            storage = one.untyped_storage()
+            found[storage._cdata] = (one.device.type, storage.nbytes())
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
+        elif hasattr(one, "__dict__"):
+            waiting += vars(one).values()
+    return found
+
+
+def test_a_table_from_disk_is_not_read_until_it_is_used(tmp_path: Path) -> None:
+    table = PromptTable({text: Prompt({"text": torch.randn(1, 7, 16)}) for text in ("", "a", "b")})
+    table.save(tmp_path / "t.safetensors")
+    again = PromptTable.load(tmp_path / "t.safetensors")
+    assert list(again.rows) == list(table.rows)
+    assert all(torch.equal(again.rows[text]["text"], table.rows[text]["text"]) for text in table.rows)
+    (only,) = {row["text"].untyped_storage().data_ptr() for row in again.rows.values()}
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("t.safetensors")]
+    assert any(int(start, 16) <= only < int(end, 16) for start, end in (line.split()[0].split("-") for line in mapped))
 
 
 def test_tasks_from_the_configuration() -> None:

@@ -6,9 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import dds_train
 from dds_train.distillation import Prompt
 from dds_train.errors import UserError
-from dds_train.translator import Task, TranslatorConfig, UNetTranslator, export_translator, load_translator
+from dds_train.translator import (
+    Task,
+    TranslatorConfig,
+    UNetTranslator,
+    export_translator,
+    load_translator,
+    read_config,
+    read_weights,
+)
+from dds_train.translator.files import FORMAT
 
 SHAPE = {"latent_channels": 4, "text_dim": 32, "channels": [16, 32], "attention": [True, False], "heads": 2, "groups": 8}
 
@@ -84,6 +94,45 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=reason) as error:
             load_translator(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_another_format_is_called_newer_or_older(tmp_path: Path) -> None:
+    export_translator(tmp_path / "newer", trained(), card())
+    config = json.loads((tmp_path / "newer" / "config.json").read_text())
+    # A newer configuration may look different in any way but for these two.
+    (tmp_path / "newer" / "config.json").write_text(json.dumps({"format": FORMAT + 1, "version": "9.9.9"}))
+    torch.save({"translator_config": {"format": FORMAT + 1, "version": "9.9.9"}, "state_dict": {}}, tmp_path / "newer.ckpt")
+    for name in ("newer", "newer.ckpt"):
+        with pytest.raises(UserError, match=rf"newer format {FORMAT + 1} by dds_train 9.9.9; .*upgrade dds_train") as error:
+            read_config(tmp_path / name)
+        assert "corrupted" not in str(error.value)
+    (tmp_path / "newer" / "config.json").write_text(json.dumps({**config, "format": FORMAT - 1}))
+    with pytest.raises(UserError, match=f"written in format {FORMAT - 1} .*train it again"):
+        read_config(tmp_path / "newer")
+
+
+def test_the_version_is_in_every_configuration(tmp_path: Path) -> None:
+    pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'\nversion = "{dds_train.__version__}"\n' in pyproject
+    export_translator(tmp_path, trained(), card())
+    assert json.loads((tmp_path / "config.json").read_text())["version"] == dds_train.__version__
+
+
+def test_the_configuration_of_a_checkpoint_is_read_without_its_weights(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    weights = {f"translator.{name}": tensor for name, tensor in trained().state_dict().items()}
+    optimizer = {"exp_avg": torch.zeros(16 * 2**20)}  # 64 MiB
+    torch.save({"translator_config": card().to_dict(), "state_dict": weights, "optimizer_states": [optimizer]}, path)
+    before = bytes_read()
+    assert read_config(path) == card()
+    state = read_weights(path)
+    assert bytes_read() - before < 2**20
+    assert all(torch.equal(tensor, weights[f"translator.{name}"]) for name, tensor in state.items())
+
+
+def bytes_read() -> int:
+    """By this process so far; of files that are mapped into memory, nothing."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_impossible_shapes_are_refused() -> None:

@@ -57,6 +57,11 @@ def make_loss(name: str, student: StudentFactory | None = None, **options: Any) 
     return STATEFUL[name](student, **options)
 
 
+def lowest_timestep(name: str, **options: Any) -> int:
+    """The smallest t that the loss can be evaluated at: one with a `stride` looks back that many timesteps."""
+    return {**loss_options(name), **options}.get("stride", 0)
+
+
 def loss_options(name: str) -> dict[str, Any]:
     """The options of a loss and their defaults.
 

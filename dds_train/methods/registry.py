@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
-from dds_train.distillation.losses import loss_options, make_loss
+from dds_train.distillation.losses import lowest_timestep, make_loss
 from dds_train.distillation.rng import draw
 from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.optimize import optimize_latent
@@ -72,8 +72,7 @@ def optimize(
     teacher, text_encoder = context.checkpoint.teacher(), context.checkpoint.text_encoder()
     first, last = t_range
     negative = negative or NEGATIVE.get(loss)
-    # Some losses look a stride of timesteps back.
-    lowest = {**loss_options(loss), **(options or {})}.get("stride", 0)
+    lowest = lowest_timestep(loss, **(options or {}))
     if not lowest <= first < last <= len(teacher.schedule):
         raise ValueError(
             f"t_range={[first, last]}: give [FIRST,LAST] within [{lowest},{len(teacher.schedule)}], such as [50,950]"
