@@ -32,8 +32,8 @@ MUTANTS = {
         "loss = 0.5 * ((z - (z - grad).detach()) ** 2).sum(dim=(1, 2, 3)).mean()",
     ),
     "mean instead of sum": (INJECT, ".sum(dim=(1, 2, 3)).mean()", ".mean(dim=(1, 2, 3)).mean()"),
-    "edits in the wrong order": (LINEAR, "x.repeat_interleave(edits, dim=0)", "torch.cat([x] * edits)"),
-    "answers in the wrong order": (LINEAR, "zip(rows, answers.split(", "zip(reversed(rows), answers.split("),
+    "edits in the wrong order": (LINEAR, "x.repeat_interleave(edits, dim=0)", "x[torch.arange(len(x)).repeat(edits)]"),
+    "answers in the wrong order": (LINEAR, "zip(queries, predictions.split(", "zip(reversed(queries), predictions.split("),
     "v taken for eps": (NOISE, "return alpha * prediction + sigma * z_t", "return prediction"),
     "one branch's null for both": (LINEAR, '"input_null": source.null,', '"input_null": source.text,'),
     "no guidance in the source branch": (
@@ -42,7 +42,12 @@ MUTANTS = {
         '"input_source": -1.0, "edit_null": 1 - guidance}',
     ),
     "the first image alone in the contrast": (CONTRASTIVE, "temperature).sum()", "temperature)[0]"),
-    "the edit asked which input it was": (CONTRASTIVE, "alike.transpose(1, 2), itself", "alike, itself"),
+    "the edit asked which input it was": (CONTRASTIVE, "logits.transpose(1, 2), labels", "logits, labels"),
+    "a direction of length zero": (
+        LINEAR,
+        "torch.where(deviation > 0, guidance * grad / deviation, torch.zeros_like(grad))",
+        "guidance * grad / deviation",
+    ),
     "the strided beta of PDS": (LINEAR, "a_t = ab_t / ab_before", "a_t = ab_t / ab_s"),
 }
 
