@@ -170,7 +170,7 @@ def together() -> Iterator[tuple[list[str], list[tuple[str, str]]]]:
     yield from ((line, list(found.values())) for line, found in lines)
 
 
-@pytest.mark.parametrize(("line", "mistakes"), together(), ids=lambda one: " ".join(map(str, one))[:60])
+@pytest.mark.parametrize(("line", "mistakes"), list(together()), ids=lambda one: " ".join(map(str, one))[:60])
 def test_each_mistake_is_one_line_under_the_key_that_was_typed(
     folder: Path, line: list[str], mistakes: list[tuple[str, str]]
 ) -> None:

@@ -247,7 +247,8 @@ def test_files_of_an_evaluation(tmp_path: Path, calls: list[str]) -> None:
     assert content["methods"]["lighter"]["PSNR"]["mean"] == pytest.approx(mean)
     tall, short = sheet(evaluation, 3), sheet(evaluation, 1)
     assert tall.shape[1] - short.shape[1] == 2 * 98  # two more rows of 96 pixels
-    assert Image.open(tmp_path / "out" / "sheet.png").size == (tall.shape[2], tall.shape[1] - 98)
+    with Image.open(tmp_path / "out" / "sheet.png") as image:
+        assert image.size == (tall.shape[2], tall.shape[1] - 98)
     assert "three images" in (tmp_path / "out" / "report.html").read_text()
 
 

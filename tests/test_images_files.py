@@ -87,6 +87,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     Image.new("1", (13000, 13000)).save(tmp_path / "bomb.png")
     with pytest.raises(UserError, match="13000 x 13000"):

@@ -35,7 +35,8 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pyte
     Image.fromarray(((to_tensor(critter(0, species="cat")).permute(1, 2, 0) + 1) * 127.5).byte().numpy()).save("cat.png")
     example = textwrap.dedent(inspect.cleandoc(dds_train.methods.__doc__ or "").split("\n\n", 1)[1])
     exec(example.replace("steps=200", "steps=2"), {})
-    assert Image.open("lion.png").size == (64, 64)
+    with Image.open("lion.png") as image:
+        assert image.size == (64, 64)
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -93,7 +93,8 @@ def test_a_colour_profile_is_kept(tmp_path: Path, extension: str) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / f"a.{extension}", icc_profile=profile)
     image, alpha_and_profile = read_with_alpha_and_profile(tmp_path / f"a.{extension}")
     save_image(image, tmp_path / f"b.{extension}", alpha_and_profile)
-    assert Image.open(tmp_path / f"b.{extension}").info["icc_profile"] == profile
+    with Image.open(tmp_path / f"b.{extension}") as saved:
+        assert saved.info["icc_profile"] == profile
 
 
 def test_a_profile_of_another_kind_of_colours_is_dropped(tmp_path: Path) -> None:

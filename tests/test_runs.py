@@ -368,9 +368,8 @@ def test_the_second_run_in_a_folder_learns_who_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("children", [(), ("fork",)])
 def test_a_killed_run_holds_no_folder(tmp_path: Path, children: tuple[str, ...]) -> None:
-    process = hold(tmp_path / "out", *children)
-    process.kill()
-    process.wait()
+    with hold(tmp_path / "out", *children) as process:
+        process.kill()
     with Record(tmp_path / "out", "fit") as record:
         record.claim({"lr": 1})
 
