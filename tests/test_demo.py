@@ -18,7 +18,7 @@ from random_translator import export_random
 from shell import environment, run
 
 from dds_train import Translator
-from dds_train.demo import OWN_WORDS
+from dds_train.demo import OWN_PROMPT
 from dds_train.translator import Task
 
 
@@ -67,7 +67,7 @@ def url(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_the_page_edits_as_the_translator_does(url: str, ckpt: Path, picture: Path) -> None:
     client, translator = Client(url, verbose=False), Translator.from_pretrained(ckpt, device="cpu")
     sizes = set()
-    for task, words, strength in (("lion", "", 1.0), ("dog", "", 1.0), ("dog", "", 0.4), (OWN_WORDS, "a bear", 1.0)):
+    for task, words, strength in (("lion", "", 1.0), ("dog", "", 1.0), ("dog", "", 0.4), (OWN_PROMPT, "a bear", 1.0)):
         (before, after), result, note = client.predict(handle_file(picture), task, words, strength, api_name="/edit")
         result = result["value"] if isinstance(result, dict) else result
         shown, edited = Image.open(after), Image.open(result)
@@ -146,8 +146,8 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
 
     try:
         driver.get(url)
-        wait_for(lambda: find("#picture input[type=file]"))
-        find("#picture input[type=file]").send_keys(str(picture))
+        wait_for(lambda: find("#image input[type=file]"))
+        find("#image input[type=file]").send_keys(str(picture))
         first = wait_for(pictures)
         loaded = driver.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
         assert [one for one in loaded if not one.startswith((url, "blob:", "data:"))] == []  # nothing from elsewhere
@@ -180,14 +180,14 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
 
         # Not a picture: said so, in words, and the page goes on working.
         (tmp_path / "cat.jpg").write_bytes(b"<html>not found</html>")
-        find("#picture button[aria-label*=lear], #picture button[aria-label*=emove]").click()
-        wait_for(lambda: find("#picture input[type=file]")).send_keys(str(tmp_path / "cat.jpg"))  # type: ignore[attr-defined]
+        find("#image button[aria-label*=lear], #image button[aria-label*=emove]").click()
+        wait_for(lambda: find("#image input[type=file]")).send_keys(str(tmp_path / "cat.jpg"))  # type: ignore[attr-defined]
         toast = wait_for(lambda: find(".toast-body.warning").text)
         assert "cat.jpg: not a readable image" in str(toast)
         assert "cat.jpg: not a readable image" in find("#note").text
-        find("#picture button[aria-label*=lear], #picture button[aria-label*=emove]").click()
+        find("#image button[aria-label*=lear], #image button[aria-label*=emove]").click()
         time.sleep(0.5)
-        wait_for(lambda: find("#picture input[type=file]")).send_keys(str(picture))  # type: ignore[attr-defined]
+        wait_for(lambda: find("#image input[type=file]")).send_keys(str(picture))  # type: ignore[attr-defined]
         again = wait_for(lambda: others(red))
         assert np.array_equal(again[0], first[0])
     finally:

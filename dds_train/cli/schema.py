@@ -33,6 +33,7 @@ from dds_train.data.paths import find_shards
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.find import find_images
+from dds_train.runs.files import atomic_write
 
 # ---------------------------------------------------------------- kinds of values
 
@@ -236,6 +237,11 @@ class Section(BaseModel):
     def model_dump(self, **how: Any) -> dict[str, Any]:
         """As plain data, with the names that are in the YAML files."""
         return super().model_dump(**{"by_alias": True, "exclude_unset": True, **how})
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.yaml, beside the results."""
+        with atomic_write(Path(folder) / "config.yaml") as partial:
+            partial.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 class TargetSection(Section):
@@ -771,6 +777,15 @@ def check_tiles(tile: int, overlap: int) -> Problems:
         yield "overlap", f"must be less than tile={tile}"
 
 
+def check_prompts_of_tasks(tasks: Mapping[str, TaskConfig], source: str | None, target: str | None, per_shard: int) -> Problems:
+    for name, task in tasks.items():
+        for key, text in (("source", task.source or source), ("target", task.target or target)):
+            if not text:
+                yield key, f"tasks.{name} has none of its own; give tasks.{name}.{key}=..."
+    if target and not tasks and not source:
+        yield "source", "give it with target=..., or neither"
+
+
 def check_prompts(prompts: Any, source: str | None, tasks: Mapping[str, TaskConfig], per_shard: int) -> Problems:
     if not (prompts or source or any(task.source for task in tasks.values())):
         yield "prompts", 'give a template such as prompts="a photo of a cat", or an experiment'
@@ -785,6 +800,7 @@ CROSS_CHECKS: tuple[Callable[..., Problems], ...] = (
     check_validation_truth,
     check_preview,
     check_tiles,
+    check_prompts_of_tasks,
     check_prompts,
 )
 

@@ -4,16 +4,19 @@ import importlib.util
 from functools import partial
 from pathlib import Path
 
-from dds_train import build
+from dds_train.cli.instantiate import make
 from dds_train.cli.schema import OptimizeConfig
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.device import find_device
+from dds_train.diffusion.device import find_device, find_dtype
+from dds_train.distillation import make_loss
 from dds_train.errors import UserError
 from dds_train.images.grids import save_before_after
 from dds_train.methods.masking import Masking
 from dds_train.methods.optimize import ConvergenceDetector
 from dds_train.methods.optimize_batch import BatchOptimizer, OptimizedEdit, optimize_files
 from dds_train.methods.requests import make_batches, plan_edits
+from dds_train.methods.store import with_source_cache
+from dds_train.methods.student import LoRAStudent
 from dds_train.runs.record import Record
 
 FREE = ("image", "batch_size", "cache", "gradient_checkpointing", "device", "output_dir")  # may differ in one folder
@@ -28,12 +31,13 @@ def run(config: OptimizeConfig) -> None:
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.name, keys[request])]
         batches = make_batches(todo, config.batch_size, config.max_side)
-        checkpoint = build.build_checkpoint(config.teacher, find_device(config.device))
+        device = find_device(config.device)
+        checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
         optimize, settings = build_optimizer(config, checkpoint), config.model_dump()
         weights = checkpoint.digest()
         settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": weights}
         record.claim(settings, free=FREE)
-        build.save_config(config, folder)
+        config.save(folder)
         if len(todo) < len(requests):
             print(f"{len(requests) - len(todo)} of {len(requests)} edits are in {folder} already", flush=True)
         record.strike(*(request.name for request in todo))
@@ -54,22 +58,22 @@ def run(config: OptimizeConfig) -> None:
 
 def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> BatchOptimizer:
     teacher = checkpoint.teacher()
-    build.build_t_range([config.auto_mask.timestep, config.auto_mask.timestep + 1], len(teacher.schedule))
+    teacher.timestep_range([config.auto_mask.timestep, config.auto_mask.timestep + 1], "auto_mask.timestep")
     if config.gradient_checkpointing:
         teacher.enable_gradient_checkpointing()
-    stop, loss = config.early_stop, config.loss.model_dump()
+    stop, loss = config.early_stop, config.loss.model_dump(exclude={"negative"})
     return BatchOptimizer(
-        teacher=build.with_source_cache(config.cache, teacher, checkpoint),
+        teacher=with_source_cache(config.cache, checkpoint),
         autoencoder=checkpoint.autoencoder(),
         text=checkpoint.text_encoder(),
         masking=Masking(config.exact_background, config.feather, **config.auto_mask.model_dump()),
-        loss=build.build_loss(loss, checkpoint),
-        optimizer=build.build_partial(config.optimizer),
-        scheduler=build.build_partial(config.scheduler),
+        loss=make_loss(**loss, student=partial(LoRAStudent, checkpoint)),
+        optimizer=make(config.optimizer),
+        scheduler=make(config.scheduler),
         steps=config.steps,
         guidance=config.guidance,
-        t_range=build.build_t_range(config.t_range, len(teacher.schedule), loss),
-        negative=loss.get("negative"),
+        t_range=teacher.timestep_range(config.t_range),
+        negative=getattr(config.loss, "negative", None),
         convergence=partial(ConvergenceDetector, stop.window, stop.tolerance) if stop.tolerance > 0 else None,
         snapshots=config.snapshots,
     )

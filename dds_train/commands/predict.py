@@ -1,12 +1,9 @@
 """Edit images with a trained translator, one pass each."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dds_train import build
-from dds_train.cli.schema import DemoConfig, PredictConfig
-from dds_train.diffusion.device import find_device
+from dds_train.cli.schema import PredictConfig
 from dds_train.errors import UserError
 from dds_train.images.find import find_inputs
 from dds_train.images.grids import save_before_after
@@ -15,7 +12,7 @@ from dds_train.images.masks import AUTO, MaskFinder
 from dds_train.methods.masking import Masking
 from dds_train.methods.translate import MaskedTranslator, TranslationRequest, translate_files
 from dds_train.runs.record import Record
-from dds_train.translator import Task, TranslatorConfig, load_translator, read_config, weights_digest
+from dds_train.translator import Task, TranslatorConfig, read_config, weights_digest
 from dds_train.translator.pipeline import Translator
 from dds_train.translator.task import CAPTION
 
@@ -30,9 +27,10 @@ def run(config: PredictConfig) -> None:
         sizes = check_readable(inputs, config.max_side)
         results = [f"{name}{path.suffix if config.format == 'same' else '.png'}" for name, path in inputs]
         requests = [TranslationRequest(path, masks(path), to) for (_, path), to in zip(inputs, results, strict=True)]
-        translator = build_translator(config, trained)
+        options = {"device": config.device, "dtype": config.teacher.dtype, "tile": config.tile, "overlap": config.overlap}
+        translator = Translator.from_pretrained(config.ckpt, teacher=config.teacher.path, **options)  # type: ignore[arg-type]
         record.claim(settings(config, trained, task, translator), free=FREE, growing=["teacher"])
-        build.save_config(config, folder)
+        config.save(folder)
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.result, keys[request])]
         if len(todo) < len(requests):
@@ -60,13 +58,6 @@ def choose_task(config: PredictConfig, trained: TranslatorConfig) -> Task | None
     if config.mask == AUTO and (task is None or CAPTION in task.source + task.target):
         raise UserError("mask=auto needs a task with a source and a target prompt; give task=NAME, or a mask file")
     return task
-
-
-def build_translator(config: PredictConfig | DemoConfig, trained: TranslatorConfig) -> Translator:
-    checkpoint = build.build_checkpoint(config.teacher, find_device(config.device))
-    if config.teacher.path is None:
-        checkpoint = replace(checkpoint, path=trained.teacher)
-    return Translator(load_translator(Path(config.ckpt), checkpoint)[0], trained, checkpoint, config.tile, config.overlap)
 
 
 def settings(config: PredictConfig, trained: TranslatorConfig, task: Task | None, translator: Translator) -> dict[str, Any]:

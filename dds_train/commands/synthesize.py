@@ -1,40 +1,45 @@
-"""Let the teacher draw a data set of source images."""
+"""Synthesize a data set of source images with the teacher."""
 
 from pathlib import Path
 
-from dds_train import build
 from dds_train.cli.schema import SynthesizeConfig
 from dds_train.data.prompts import fill_all, read_prompts
 from dds_train.data.shards import MANIFEST
 from dds_train.data.synthesis import Score, recipe_for, synthesize, verify
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.device import find_dtype, find_rank_device
 from dds_train.evaluation.metrics.clip import Clip
 from dds_train.runs.ranks import rank_and_world
-from dds_train.translator import all_prompts
+from dds_train.translator import all_prompts, make_tasks
 
 
-def run(cfg: SynthesizeConfig) -> None:
-    rank, world = rank_and_world()
-    device = build.build_rank_device(cfg.device)
-    checkpoint = build.build_checkpoint(cfg.teacher, device)
-    # What the tasks of an experiment will say, too: then fit needs no text encoder.
-    tasks = build.build_tasks(cfg).values() if cfg.source or cfg.tasks else ()
-    templates = cfg.prompts or list(dict.fromkeys(task.source for task in tasks))
-    prompts = fill_all(*read_prompts(templates, cfg.words), cfg.count, cfg.seed)
-    filtered = {"score": f"CLIP {cfg.clip.model}", "least": cfg.clip.least, "tries": cfg.clip.tries} if cfg.clip.model else {}
-    recipe = recipe_for(
-        checkpoint, prompts, guidance=cfg.guidance, steps=cfg.steps, seed=cfg.seed, per_shard=cfg.per_shard, **filtered
+def run(config: SynthesizeConfig) -> None:
+    rank, world_size = rank_and_world()
+    device, folder, clip = find_rank_device(config.device), Path(config.output_dir), config.clip
+    checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
+    partial_tasks = {name: task.model_dump() for name, task in config.tasks.items()}
+    tasks = (
+        make_tasks(partial_tasks, config.source, config.target, config.instruction) if config.target or partial_tasks else {}
     )
-    score: Score | None = Clip(cfg.clip.model, device).similarity if cfg.clip.model else None
-    # What the tasks of an experiment will say, too: then fit needs no text encoder.
-    said = all_prompts(tasks, prompts)
-
-    folder = Path(cfg.output_dir)
+    templates = config.prompts or list(dict.fromkeys([task.source for task in tasks.values()] or [str(config.source)]))
+    prompts = fill_all(*read_prompts(templates, config.words), config.count, config.seed)
+    filtered = {"score": f"CLIP {clip.model}", "least": clip.least, "tries": clip.tries} if clip.model else {}
+    sampling = {"guidance": config.guidance, "steps": config.steps, "seed": config.seed, "per_shard": config.per_shard}
+    recipe = recipe_for(checkpoint, prompts, **sampling, **filtered)
+    score: Score | None = Clip(clip.model, device).similarity if clip.model else None
     complete = synthesize(
-        checkpoint, recipe, folder, batch_size=cfg.batch_size, extra_prompts=said, score=score, rank=rank, world_size=world
+        checkpoint,
+        recipe,
+        folder,
+        batch_size=config.batch_size,
+        extra_prompts=all_prompts(tasks.values(), prompts),  # of an experiment's tasks: then fit needs no text encoder
+        score=score,
+        rank=rank,
+        world_size=world_size,
     )
     if complete and rank == 0:
         verify(folder)
-        print(f"{folder}: {len(recipe.shards)} shards, all as drawn; {folder / MANIFEST}, {folder / 'preview.png'}")
+        print(f"{folder}: {len(recipe.shards)} shards, verified; {folder / MANIFEST}, {folder / 'preview.png'}")
         print(f"train on them: python -m dds_train fit data=shards data.path={folder} source=... target=...", flush=True)
     elif not complete:
-        print(f"process {rank} of {world} is done; the last one writes {folder / MANIFEST}", flush=True)
+        print(f"process {rank} of {world_size} is done; the last one writes {folder / MANIFEST}", flush=True)

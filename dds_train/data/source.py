@@ -1,8 +1,9 @@
 """The interface of data sources, and which errors are a sample's own."""
 
 import errno
-from collections.abc import Sequence
-from typing import Protocol
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -58,6 +59,31 @@ def unreadable(error: OSError | MemoryError, what: str) -> StorageError:
         code or 0, "check the disk and the path"
     )
     return StorageError(f"{what}: cannot be read ({reason}); {remedy} and run the same command again, which resumes")
+
+
+def make_source(
+    make: Callable[..., Source], options: Mapping[str, Any], checkpoint: DiffusionCheckpoint, prompts: Sequence[str]
+) -> Source:
+    """A data source of any class.
+
+    Args:
+        make: its constructor.
+        options: arguments of the constructor.
+        checkpoint: the teacher's, for a parameter of that name.
+        prompts: for a parameter of that name whose option is not set.
+
+    Raises:
+        UserError: for options that the constructor does not take.
+    """
+    parameters, arguments = inspect.signature(make).parameters, dict(options)
+    if "checkpoint" in parameters:
+        arguments["checkpoint"] = checkpoint
+    if "prompts" in parameters and not arguments.get("prompts"):
+        arguments["prompts"] = list(prompts)
+    try:
+        return make(**arguments)
+    except TypeError as error:
+        raise UserError(f"data: {error}") from error
 
 
 def image_size(checkpoint: DiffusionCheckpoint, size: int | None) -> int:

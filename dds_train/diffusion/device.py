@@ -1,8 +1,12 @@
-"""The device to work on."""
+"""Device and precision."""
+
+import os
 
 import torch
 
 from dds_train.errors import UserError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def find_device(name: str = "auto") -> str:
@@ -18,3 +22,16 @@ def find_device(name: str = "auto") -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} is not available here; take device=auto or device=cpu") from error
     return name
+
+
+def find_rank_device(name: str = "auto") -> str:
+    """`find_device` for one of several processes: each rank has a GPU of its own."""
+    device = find_device(name)
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+
+
+def find_dtype(name: str, device: str) -> torch.dtype:
+    """The precision of that name; auto takes float16 on a GPU and float32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.startswith("cuda") else torch.float32
+    return DTYPES[name]

@@ -1,5 +1,6 @@
 """The teacher: a frozen denoising network as a score model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ class Teacher(Frozen):
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents that it was trained on."""
         return self.shape.channels, *self.shape.size
+
+    def timestep_range(self, bounds: Sequence[int], key: str = "t_range") -> tuple[int, int]:
+        """(first, last excluded). Raises UserError, naming the configuration's `key`, if it is not within the schedule."""
+        first, last = bounds
+        if not 0 <= first < last <= len(self.schedule):
+            raise UserError(f"{key}={list(bounds)}: give [FIRST,LAST] within [0,{len(self.schedule)}], the teacher's timesteps")
+        return first, last
 
     def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """z_t [N,C,h,w], integer t [N], N prompts -> predicted noise [N,C,h,w], float32; differentiable in z_t."""

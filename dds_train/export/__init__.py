@@ -1,6 +1,51 @@
-"""Translators for the world outside this package: a diffusers folder, an ONNX graph. Both run without it."""
+"""Trained translators for use outside of dds_train: folders in several formats, each with a model card."""
 
-from dds_train.export.diffusers_folder import export_diffusers
-from dds_train.export.onnx_folder import export_onnx
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["export_diffusers", "export_onnx"]
+from dds_train.errors import UserError
+from dds_train.translator import export_translator
+from dds_train.translator.pipeline import Translator
+
+
+def _safetensors(folder: Path, translator: Translator) -> str:
+    export_translator(folder, translator.network, translator.config)
+    return ""
+
+
+def _diffusers(folder: Path, translator: Translator) -> str:
+    from dds_train.export.diffusers_folder import export_diffusers
+
+    export_diffusers(folder, translator.network, translator.config, translator.checkpoint)
+    return ""
+
+
+def _onnx(folder: Path, translator: Translator) -> str:
+    from dds_train.export.onnx_folder import export_onnx
+
+    check = export_onnx(folder, translator.network, translator.config, translator.checkpoint)
+    shapes = " and ".join("x".join(map(str, shape)) for shape in check.shapes)
+    return f"onnxruntime differs from PyTorch by at most {check.difference:.5f} of 255 levels, on images of {shapes}"
+
+
+FORMATS: dict[str, Callable[[Path, Translator], str]] = {"safetensors": _safetensors, "diffusers": _diffusers, "onnx": _onnx}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+__all__ = ["FORMATS", "check_packages", "export_folder"]
+
+
+def check_packages(format: str) -> None:
+    """Raises UserError, with the command that installs them, if a format's packages are missing."""
+    missing = [name for name in PACKAGES.get(format, ()) if not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(f"format={format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def export_folder(format: str, folder: Path, translator: Translator) -> str:
+    """Write a folder in one of `FORMATS`.
+
+    Returns:
+        the result of its verification, as a sentence; empty if it needs none.
+    """
+    return FORMATS[format](folder, translator)

@@ -1,4 +1,4 @@
-"""A key-value store of tensors in one file, which several runs can share."""
+"""A key-value store of tensors in one file, which several runs can share, and the teacher that uses it."""
 
 import sqlite3
 from collections.abc import Iterator, MutableMapping
@@ -7,6 +7,9 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.distillation.cache import SourceCache
+from dds_train.distillation.noise import ScoreModel
 from dds_train.errors import UserError
 
 
@@ -47,3 +50,13 @@ class TensorStore(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return int(self.database.execute("SELECT count(*) FROM tensors").fetchone()[0])
+
+
+def with_source_cache(cache: str | None, checkpoint: DiffusionCheckpoint) -> ScoreModel:
+    """The teacher of `checkpoint`; its predictions for inputs are kept in "memory" or in the file `cache`."""
+    teacher = checkpoint.teacher()
+    if cache is None:
+        return teacher
+    store: MutableMapping[str, Tensor] = {} if cache == "memory" else TensorStore(cache)
+    device = teacher.device.type  # others round differently
+    return SourceCache(teacher, store, f"{checkpoint.digest('denoiser', 'scheduler')}/{teacher.dtype}/{device}")

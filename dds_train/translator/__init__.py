@@ -10,7 +10,7 @@ from dds_train.translator.files import (
 )
 from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator, translate_latents
 from dds_train.translator.lora import LoRATranslator
-from dds_train.translator.task import Task, all_prompts, tasks_from
+from dds_train.translator.task import Task, all_prompts, make_tasks, tasks_from
 from dds_train.translator.teacher_init import TeacherInitTranslator
 from dds_train.translator.unet import UNetTranslator
 
@@ -25,6 +25,7 @@ __all__ = [
     "all_prompts",
     "export_translator",
     "load_translator",
+    "make_tasks",
     "make_translator",
     "read_config",
     "read_weights",

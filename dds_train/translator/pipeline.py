@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.device import find_device
+from dds_train.diffusion.device import find_device, find_dtype
 from dds_train.errors import UserError
 from dds_train.images.files import from_pil, read_image, to_pil
 from dds_train.images.tiles import tiled
@@ -54,20 +54,30 @@ class Translator:
             raise UserError(f"tile={tile}: give a multiple of {self.autoencoder.factor}, larger than overlap={overlap}")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str = "auto", teacher: str | None = None) -> "Translator":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        teacher: str | None = None,
+        tile: int = 1024,
+        overlap: int = 128,
+    ) -> "Translator":
         """Load an exported folder or a checkpoint of fit.
 
         Args:
-            device: auto takes a GPU if there is one, and works in half precision there.
+            device: auto takes a GPU if there is one.
+            dtype: auto, float32, float16 or bfloat16; auto takes half precision on a GPU.
             teacher: path or hub id of its VAE and text encoder, if not the one that it was trained with.
+            tile, overlap: see the class.
 
         Raises:
             UserError: for what is not there, is not a translator, or does not fit the teacher.
         """
-        where = find_device(device)
-        dtype = torch.float16 if where.startswith("cuda") else torch.float32
-        checkpoint = DiffusionCheckpoint(teacher or read_config(Path(path)).teacher, where, dtype)
-        return cls(*load_translator(Path(path), checkpoint), checkpoint)
+        device = find_device(device)
+        checkpoint = DiffusionCheckpoint(teacher or read_config(Path(path)).teacher, device, find_dtype(dtype, device))
+        return cls(*load_translator(Path(path), checkpoint), checkpoint, tile, overlap)
 
     def __call__(
         self,

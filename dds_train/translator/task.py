@@ -41,6 +41,26 @@ class Task:
         return asdict(self)
 
 
+def make_tasks(
+    tasks: Mapping[str, Mapping[str, Any]], source: str | None, target: str | None, instruction: str | None
+) -> dict[str, Task]:
+    """Tasks from partial ones, which take what they lack from `source`, `target` and, if there is one, `instruction`.
+
+    The default instruction is the target prompt; the task's name, if the target contains {caption}. Without tasks it is one,
+    called "edit".
+
+    Raises:
+        ValueError: for an instruction that contains {caption}.
+    """
+    made = {}
+    for name, given in (tasks or {"edit": {}}).items():
+        fields: dict[str, Any] = {"source": source, "target": target, **{key: one for key, one in given.items() if one}}
+        default = name if CAPTION in fields["target"] else fields["target"]
+        fields.setdefault("instruction", (instruction if len(tasks) <= 1 else None) or default)
+        made[name] = Task(**fields)
+    return made
+
+
 def tasks_from(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     return {name: Task(**fields) for name, fields in plain.items()}
 
