@@ -319,7 +319,7 @@ def test_every_way_of_starting_is_checked(
 
 
 def test_of_several_ranks_one_prints(tmp_path: Path) -> None:
-    assert run("fit", *PROMPTS, "batch_size=0", cwd=tmp_path, RANK="1", LOCAL_RANK="1") == (2, "", "")
+    assert run("fit", *PROMPTS, "batch_size=0", cwd=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2") == (2, "", "")
 
 
 def test_each_job_of_a_sweep_has_a_folder_of_its_own(folder: Path) -> None:

@@ -17,8 +17,9 @@ from shell import environment
 from dds_train import Translator
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import Prompt
+from dds_train.export import standalone_diffusers, standalone_onnx
 from dds_train.export.diffusers_folder import export_diffusers
-from dds_train.export.onnx_folder import export_onnx, standalone_diffusers, standalone_onnx
+from dds_train.export.onnx_folder import export_onnx
 from dds_train.images.files import from_pil, to_pil
 from dds_train.translator import Task, TranslatorConfig, export_translator, make_translator
 

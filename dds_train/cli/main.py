@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from dds_train.cli.help import COMMANDS, command_help, usage
 from dds_train.errors import UserError
-from dds_train.runs.ranks import rank_and_world
+from dds_train.runs.ranks import is_first_rank
 
 
 def main() -> None:
@@ -29,9 +29,12 @@ def main() -> None:
     from dds_train.cli.launch import Launch, Mistakes
 
     try:
+        prints = is_first_rank()
         launch = Launch(command, rest)
+    except UserError as error:
+        fail([str(error)])
     except Mistakes as mistakes:
-        fail(mistakes.lines if rank_and_world()[0] == 0 else [])  # each rank has the same ones
+        fail(mistakes.lines if prints else [])  # each rank has the same ones
     if launch.jobs:
         from dds_train.cli.sweep import run_jobs
 

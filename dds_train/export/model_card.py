@@ -64,10 +64,8 @@ def training_notes(ckpt: Path) -> list[str]:
             notes.append(f"{steps}, on `{source}` with `{json.dumps(options, ensure_ascii=False)}`.")
     if (folder / "metrics.csv").is_file():
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            rows = [
-                {key: value for key, value in row.items() if key.startswith("val/") and value} for row in csv.DictReader(file)
-            ]
-        last = {key.removeprefix("val/"): float(value) for row in rows for key, value in row.items()}
+            values = [item for row in csv.DictReader(file) for item in row.items()]
+        last = {key.removeprefix("val/"): float(value) for key, value in values if key.startswith("val/") and value}
         if last:
             table = "\n".join(f"| {name} | {value:.4g} |" for name, value in last.items())
             notes.append(f"Last validation, on held-out images:\n\n| metric | value |\n| --- | --- |\n{table}")
