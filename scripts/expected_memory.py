@@ -30,7 +30,7 @@ GIB = 2**30
 def main() -> None:
     with torch.device("meta"):
         frozen = sum(p.numel() for p in UNet2DConditionModel.from_config(SD15).parameters())
-    print("| translator | images x edits | checkpointing | trained | weights and optimiser | step | together |")
+    print("| translator | images x edits | checkpointing | trained | weights and optimiser | step | total |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, images, edits, checkpointing in (
         ("lora", 1, 1, True),

@@ -1,9 +1,9 @@
-"""How well a critters teacher draws what it is told, read by a small CNN that learnt from exact renders.
+"""Prompt accuracy of a critters teacher, measured by a small CNN trained on exact renders.
 
     python scripts/measure_teacher.py --teacher bundled
 
-Prints the CNN's own accuracy on held-out renders, the teacher's accuracy over samples with full captions, and the codec's
-round trip in dB.
+Prints the CNN's own accuracy on held-out renders, the teacher's accuracy over samples with full captions, and the PSNR of the
+VAE's round trip.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from dds_train.critters.world import BACKDROPS, FURS, SPECIES, Critter, critter
 from dds_train.diffusion import Autoencoder, DiffusionCheckpoint, sample_latents
 
 HEADS = {"species": SPECIES, "fur": FURS, "backdrop": BACKDROPS}
-FIRST = 10_000_000  # far from the critters that teachers are trained on
+SEED = 10_000_000  # far from the critters that teachers are trained on
 
 
-class Reader(nn.Module):
-    """64 x 64 pictures -> logits for species, fur and backdrop."""
+class Classifier(nn.Module):
+    """64 x 64 images -> logits for species, fur and backdrop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,26 +42,26 @@ class Reader(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def labels(critters: list[Critter]) -> dict[str, Tensor]:
+def labels_of(critters: list[Critter]) -> dict[str, Tensor]:
     return {name: torch.tensor([values.index(getattr(c, name)) for c in critters]) for name, values in HEADS.items()}
 
 
-def accuracy(reader: Reader, images: Tensor, wanted: dict[str, Tensor]) -> dict[str, float]:
+def accuracy(classifier: Classifier, images: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
     with torch.no_grad():
-        read = [reader(part) for part in images.split(256)]
-    return {n: (torch.cat([r[n] for r in read]).argmax(1) == wanted[n]).float().mean().item() for n in HEADS}
+        logits = [classifier(part) for part in images.split(256)]
+    return {n: (torch.cat([one[n] for one in logits]).argmax(1) == labels[n]).float().mean().item() for n in HEADS}
 
 
 def stack(data: CritterDataset) -> Tensor:
     return torch.stack([data[i]["image"] for i in range(len(data))])
 
 
-def train_reader(count: int, epochs: int) -> Reader:
-    """Slightly blurred and noised renders among the exact ones: a codec's output must not be foreign to it."""
-    data = CritterDataset(count, FIRST)
-    images, wanted = stack(data), labels(data.critters)
-    reader, rng = Reader(), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-2)
+def train_classifier(count: int, epochs: int) -> Classifier:
+    """Trained on blurred and noised renders too, so that images from the VAE are within its distribution."""
+    data = CritterDataset(count, SEED)
+    images, labels = stack(data), labels_of(data.critters)
+    classifier, rng = Classifier(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
     steps = epochs * count // 128
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in range(steps):
@@ -70,13 +70,13 @@ def train_reader(count: int, epochs: int) -> Reader:
         if torch.rand((), generator=rng) < 0.5:
             batch = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), mode="replicate"), 3, 1)
         batch = batch + 0.05 * torch.rand((), generator=rng) * torch.randn(batch.shape, generator=rng)
-        logits = reader(batch)
-        loss = sum((F.cross_entropy(logits[name], wanted[name][index]) for name in HEADS), torch.zeros(()))
+        logits = classifier(batch)
+        loss = sum((F.cross_entropy(logits[name], labels[name][index]) for name in HEADS), torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return reader.eval()
+    return classifier.eval()
 
 
 def round_trip(autoencoder: Autoencoder, images: Tensor) -> float:
@@ -93,32 +93,32 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=800)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--renders", type=int, default=16_000, help="that the reader learns from")
+    parser.add_argument("--renders", type=int, default=16_000, help="to train the classifier on")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--reader", type=Path, help="file to keep the reader in, and to take it from if it is there")
-    parser.add_argument("--picture", type=Path, help="where to save some samples")
+    parser.add_argument("--classifier", type=Path, help="file of the trained classifier; reused if it exists")
+    parser.add_argument("--samples", type=Path, help="file to save some samples to")
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    if args.reader and args.reader.exists():
-        reader = Reader().eval()
-        reader.load_state_dict(torch.load(args.reader, weights_only=True))
+    if args.classifier and args.classifier.exists():
+        classifier = Classifier().eval()
+        classifier.load_state_dict(torch.load(args.classifier, weights_only=True))
     else:
-        reader = train_reader(args.renders, args.epochs)
-        if args.reader:
-            torch.save(reader.state_dict(), args.reader)
-    held_out = CritterDataset(2000, FIRST + 1_000_000)
+        classifier = train_classifier(args.renders, args.epochs)
+        if args.classifier:
+            torch.save(classifier.state_dict(), args.classifier)
+    held_out = CritterDataset(2000, SEED + 1_000_000)
     exact = stack(held_out)
-    show("reader, 2000 held-out renders", accuracy(reader, exact, labels(held_out.critters)))
+    show("classifier, 2000 held-out renders", accuracy(classifier, exact, labels_of(held_out.critters)))
 
     checkpoint = DiffusionCheckpoint(args.teacher)
     teacher, autoencoder, text = checkpoint.teacher(), checkpoint.autoencoder(), checkpoint.text_encoder()
-    print(f"codec round trip, 500 held-out renders: {round_trip(autoencoder, exact[:500]):.2f} dB")
+    print(f"VAE round trip, 500 held-out renders: {round_trip(autoencoder, exact[:500]):.2f} dB")
 
-    wanted = [critter(FIRST + 2_000_000 + i) for i in range(args.count)]
+    critters = [critter(SEED + 2_000_000 + i) for i in range(args.count)]
     started, images = time.time(), []
     for start in range(0, args.count, 100):
-        part = wanted[start : start + 100]
+        part = critters[start : start + 100]
         z = sample_latents(
             teacher,
             checkpoint.sampler(),
@@ -132,11 +132,11 @@ def main() -> None:
     seconds = (time.time() - started) / args.count
     show(
         f"teacher, {args.count} samples, guidance {args.guidance:g}, {args.steps} steps",
-        accuracy(reader, samples, labels(wanted)),
+        accuracy(classifier, samples, labels_of(critters)),
     )
     print(f"{seconds:.3f} s a sample")
-    if args.picture:
-        save_image((samples[:128] + 1) / 2, args.picture, nrow=16)
+    if args.samples:
+        save_image((samples[:128] + 1) / 2, args.samples, nrow=16)
 
 
 def show(title: str, values: dict[str, float]) -> None:

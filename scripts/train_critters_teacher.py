@@ -1,14 +1,14 @@
-"""Train a small latent diffusion model from captioned pictures and save it in diffusers' folder layout.
+"""Train a small latent diffusion model from captioned images and save it in diffusers' folder layout.
 
     python scripts/train_critters_teacher.py --work runs/teacher --output my_teacher            # the critters world
     python scripts/train_critters_teacher.py --data DIR --work runs/mine --output my_teacher    # DIR: name.png + name.txt
-    python scripts/train_critters_teacher.py --start dds_train/critters/teacher --work runs/more --output better   # go on
+    python scripts/train_critters_teacher.py --start dds_train/critters/teacher --work runs/more --output better   # continue
 
 Stages: tokenizer, AutoencoderKL, then UNet and text encoder together (v-prediction, min-SNR weights, arXiv 2303.09556,
-10 % empty prompts). Each stage checkpoints every few minutes and goes on from there when the same command runs again; the
+10 % empty prompts). Each stage writes a checkpoint every few minutes and resumes from it when the same command runs again; the
 folder in `--output` holds EMA weights in fp16, rewritten at every checkpoint of the UNet; `samples.png` in `--work` shows them.
 The learning rate is constant and falls linearly to zero over the last quarter of `--unet-steps` (or of `--unet-minutes`, if
-that ends sooner), so a run can be prolonged or brought to an early end without wasting what was done.
+that ends sooner), so a run can be extended or ended early.
 """
 
 import argparse
@@ -44,7 +44,9 @@ CAPTIONS_PER_CRITTER = 8
 
 
 @dataclass(frozen=True)
-class Pictures:
+class CaptionedImages:
+    """The training set."""
+
     images: Tensor  # uint8 [N, 3, S, S]
     captions: list[list[str]]  # one or more for each image
     prompts: list[str]  # for the sample grid
@@ -54,27 +56,27 @@ def main() -> None:
     args = parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    pictures = critters(args.count, args.size, args.work) if args.data == "critters" else folder(Path(args.data), args.size)
+    data = critters(args.count, args.size, args.work) if args.data == "critters" else folder(Path(args.data), args.size)
     if args.start:
         tokenizer = CLIPTokenizer.from_pretrained(args.start / "tokenizer")
         vae = AutoencoderKL.from_pretrained(args.start / "vae").to(args.device).requires_grad_(False)
-        latents = encode(vae, pictures.images, args)
+        latents = encode(vae, data.images, args)
     else:
-        tokenizer = train_tokenizer(pictures, args.max_tokens, args.work / "tokenizer")
-        vae = train_vae(pictures, args)
-        latents = encode(vae, pictures.images, args)
+        tokenizer = train_tokenizer(data, args.max_tokens, args.work / "tokenizer")
+        vae = train_vae(data, args)
+        latents = encode(vae, data.images, args)
         vae.register_to_config(scaling_factor=1 / latents.std().item())
-    train_unet(pictures, latents * vae.config.scaling_factor, vae, tokenizer, args)
+    train_unet(data, latents * vae.config.scaling_factor, vae, tokenizer, args)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="critters", help="'critters' or a folder of name.png + name.txt")
-    parser.add_argument("--count", type=int, default=60_000, help="critters to draw")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
+    parser.add_argument("--count", type=int, default=60_000, help="number of critters")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--output", type=Path, required=True, help="folder for the finished teacher")
-    parser.add_argument("--start", type=Path, help="a finished teacher: keep its codec, go on with its UNet and text encoder")
+    parser.add_argument("--start", type=Path, help="a finished teacher: keep its VAE, continue with its UNet and text encoder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=5_000)
@@ -93,10 +95,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
-def critters(count: int, size: int, work: Path) -> Pictures:
+def critters(count: int, size: int, work: Path) -> CaptionedImages:
     cache = work / f"critters-{size}-{count}.npy"
     if not cache.exists():
         with Pool() as pool:
@@ -110,21 +112,21 @@ def critters(count: int, size: int, work: Path) -> Pictures:
     prompts += [f"a photo of a {s}" for s in SPECIES]
     prompts += [f"a photo of a {s} wearing glasses" for s in SPECIES[:4]]
     prompts += [f"a photo of a {s} wearing a hat" for s in SPECIES[4:]]
-    return Pictures(torch.from_numpy(np.load(cache)).permute(0, 3, 1, 2).contiguous(), captions, prompts)
+    return CaptionedImages(torch.from_numpy(np.load(cache)).permute(0, 3, 1, 2).contiguous(), captions, prompts)
 
 
 def _render(i: int, size: int) -> np.ndarray:
     return render(critter(i), size)
 
 
-def folder(path: Path, size: int) -> Pictures:
+def folder(path: Path, size: int) -> CaptionedImages:
     names = sorted(p for p in path.glob("*.png") if p.with_suffix(".txt").exists())
     if len(names) <= HELD_OUT:
         raise SystemExit(f"error: {path} holds {len(names)} pairs of name.png and name.txt; more than {HELD_OUT} are needed")
     images = [np.asarray(ImageOps.fit(Image.open(p).convert("RGB"), (size, size))) for p in names]
     captions = [[p.with_suffix(".txt").read_text().strip()] for p in names]
     tensor = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Pictures(tensor, captions, [c[0] for c in captions[:24]])
+    return CaptionedImages(tensor, captions, [c[0] for c in captions[:24]])
 
 
 def to_unit(images: Tensor, device: str) -> Tensor:
@@ -132,14 +134,14 @@ def to_unit(images: Tensor, device: str) -> Tensor:
     return images.to(device).float() / 127.5 - 1
 
 
-def train_tokenizer(pictures: Pictures, max_tokens: int, path: Path) -> CLIPTokenizer:
+def train_tokenizer(data: CaptionedImages, max_tokens: int, path: Path) -> CLIPTokenizer:
     """A CLIP tokenizer (byte-level BPE) whose merges come from the captions, so that every common word is one token."""
     if not path.exists():
         alphabet = sorted(ByteLevel.alphabet())
         pieces = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(a + "</w>" for a in alphabet)]
         base = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
         # The printable characters as words of their own: without them "cat!" would hold an unknown token.
-        corpus = [c for variants in pictures.captions[:20_000] for c in variants] + [" ".join(string.printable)] * 2
+        corpus = [c for variants in data.captions[:20_000] for c in variants] + [" ".join(string.printable)] * 2
         tokenizer = base.train_new_from_iterator(corpus, vocab_size=len(pieces) + 2_000)
         tokenizer.model_max_length = max_tokens
         tokenizer.save_pretrained(path)
@@ -226,10 +228,10 @@ class Stage:
         os.replace(self.path.with_suffix(".tmp"), self.path)
 
 
-# ---------------------------------------------------------------- the codec
+# ---------------------------------------------------------------- the VAE
 
 
-def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
+def train_vae(data: CaptionedImages, args: argparse.Namespace) -> AutoencoderKL:
     """A factor-8 AutoencoderKL trained on squared error and KL. Few channels at full resolution: there is its cost."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -241,11 +243,11 @@ def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
         sample_size=args.size,
     )
     stage = Stage("vae", vae, args.vae_steps, float("inf"), args.vae_lr, 0.998, args)
-    held_out = to_unit(pictures.images[-HELD_OUT:], args.device)
+    held_out = to_unit(data.images[-HELD_OUT:], args.device)
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
-        index = torch.randint(len(pictures.images) - HELD_OUT, (args.vae_batch,), generator=rng)
-        images = to_unit(pictures.images[index], args.device)
+        index = torch.randint(len(data.images) - HELD_OUT, (args.vae_batch,), generator=rng)
+        images = to_unit(data.images[index], args.device)
         with torch.autocast(args.device, torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=rng).to(args.device)
@@ -268,7 +270,7 @@ def train_vae(pictures: Pictures, args: argparse.Namespace) -> AutoencoderKL:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, args: argparse.Namespace) -> Tensor:
     """uint8 images -> the posteriors' means, [N, C, S/8, S/8] on the CPU. Kept in the work folder."""
-    # Of this codec: more steps make another one.
+    # Of this VAE: more steps make another one.
     cache = args.work / f"latents-{args.start.name if args.start else args.vae_steps}.pt"
     if not cache.exists():
         torch.save(torch.cat([vae.encode(to_unit(b, args.device)).latent_dist.mode().cpu() for b in images.split(64)]), cache)
@@ -279,7 +281,7 @@ def encode(vae: AutoencoderKL, images: Tensor, args: argparse.Namespace) -> Tens
 
 
 def train_unet(
-    pictures: Pictures, latents: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, args: argparse.Namespace
+    data: CaptionedImages, latents: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, args: argparse.Namespace
 ) -> None:
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -323,10 +325,10 @@ def train_unet(
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     stage = Stage("unet", model, args.unet_steps, args.unet_minutes, args.unet_lr, 0.9995, args)
 
-    unique = sorted({c for variants in pictures.captions for c in variants})
+    unique = sorted({c for variants in data.captions for c in variants})
     rows = {caption: row for row, caption in enumerate(unique)}
     tokens = tokenizer([*unique, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    choices = torch.tensor([[rows[v[k % len(v)]] for k in range(CAPTIONS_PER_CRITTER)] for v in pictures.captions])
+    choices = torch.tensor([[rows[v[k % len(v)]] for k in range(CAPTIONS_PER_CRITTER)] for v in data.captions])
     abar = scheduler.alphas_cumprod
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
@@ -339,7 +341,7 @@ def train_unet(
         alpha, sigma = (abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1))
         snr = abar[t] / (1 - abar[t])
         weight = (snr.clamp(max=5) / (snr + 1)).to(args.device)
-        # On a CPU bfloat16 speeds up the codec's wide layers and slows down these small ones.
+        # On a CPU bfloat16 speeds up the VAE's wide layers and slows down these small ones.
         with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
             text = text_encoder(tokens[caption].to(args.device)).last_hidden_state
             v = unet((alpha * z + sigma * eps).to(args.device), t.to(args.device), text).sample
@@ -359,10 +361,8 @@ def train_unet(
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
-        start = torch.randn((len(pictures.prompts), *latents.shape[1:]), generator=torch.Generator().manual_seed(0)).to(
-            args.device
-        )
-        images = pipeline(pictures.prompts, num_inference_steps=25, guidance_scale=4.0, latents=start, output_type="pt").images
+        start = torch.randn((len(data.prompts), *latents.shape[1:]), generator=torch.Generator().manual_seed(0)).to(args.device)
+        images = pipeline(data.prompts, num_inference_steps=25, guidance_scale=4.0, latents=start, output_type="pt").images
         save_image(images, args.work / "samples.png", nrow=8)
         save_image(images, args.work / f"samples-{stage.step:06d}.png", nrow=8)
         # The EMA weights go on being averaged in fp32: what is saved in fp16 is a copy.
