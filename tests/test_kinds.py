@@ -129,7 +129,7 @@ def test_teacher_init_starts_as_the_teacher(checkpoint: DiffusionCheckpoint) -> 
     unet = checkpoint.teacher().network
     translator = TeacherInitTranslator.copy_of(unet, FAMILY)
     weights = unet.state_dict()
-    for name, tensor in translator.unet.state_dict().items():
+    for name, tensor in translator.denoiser.state_dict().items():
         assert torch.equal(tensor, torch.zeros_like(tensor) if name.startswith("conv_out.") else weights[name])
     assert all(p.requires_grad for p in translator.parameters())
 

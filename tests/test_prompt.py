@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dds_train.diffusion import PromptTable
 from dds_train.distillation import Condition, Prompt
 
 
@@ -56,3 +57,18 @@ def test_precision_is_that_of_floating_point_tensors() -> None:
 def test_a_condition_has_as_many_null_prompts_as_prompts() -> None:
     with pytest.raises(ValueError, match="got 2 and 1"):
         Condition(prompt(2, 3), prompt(1, 3))
+
+
+def test_a_table_stays_on_the_cpu_wherever_its_encoder_is() -> None:
+    class Encoder:
+        device = torch.device("meta")
+
+        def embed(self, text: str) -> Prompt:
+            return prompt(1, 3)
+
+    table = PromptTable.of(Encoder(), ["a cat", "a lion"])  # type: ignore[arg-type]
+    assert {tensor.device.type for row in table.rows.values() for _, tensor in row.items()} == {"cpu"}
+    condition = table.condition(["a cat", "a cat"], "a lion")
+    for one in (condition.text, condition.null, condition.negative, table.embed(["a lion"])):
+        assert one is not None
+        assert {tensor.device.type for _, tensor in one.items()} == {"meta"}

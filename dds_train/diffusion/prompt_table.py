@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -15,39 +16,40 @@ class PromptTable:
     """Encoded prompts by their text. The empty prompt, which guidance pushes away from, is always among them.
 
     Args:
-        rows: text -> one prompt.
+        rows: text -> one prompt, on the CPU, however many there are.
+        device: of the prompts that `embed` and `condition` return.
     """
 
-    def __init__(self, rows: dict[str, Prompt]) -> None:
-        self.rows = rows
+    def __init__(self, rows: dict[str, Prompt], device: torch.device | str = "cpu") -> None:
+        self.rows, self.device = rows, device
 
     @classmethod
     def of(cls, encoder: TextEncoder, texts: Iterable[str]) -> "PromptTable":
         # One at a time: a prompt's embedding does not depend on its batch, to the last bit.
-        return cls({text: encoder.embed(text) for text in dict.fromkeys(["", *texts])})
+        return cls({text: encoder.embed(text).to("cpu") for text in dict.fromkeys(["", *texts])}, encoder.device)
 
     def completed(self, texts: Iterable[str], encoder: Callable[[], TextEncoder]) -> "PromptTable":
         """The table with all of `texts` in it; the encoder is loaded only if some are missing."""
         missing = self.missing(texts)
-        return PromptTable({**self.rows, **PromptTable.of(encoder(), missing).rows}) if missing else self
+        return PromptTable({**self.rows, **PromptTable.of(encoder(), missing).rows}, self.device) if missing else self
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         return [text for text in dict.fromkeys(["", *texts]) if text not in self.rows]
 
     def embed(self, texts: Iterable[str]) -> Prompt:
         """N texts of the table as N prompts."""
-        return Prompt.cat([self.rows[text] for text in texts])
+        return Prompt.cat([self.rows[text] for text in texts]).to(self.device)
 
     def condition(self, texts: Iterable[str], negative: str | None = None) -> Condition:
         """N texts of the table as a `Condition`, each beside the empty prompt and, if there is one, the negative prompt."""
         prompts = self.embed(texts)
-        unlike = None if negative is None else self.rows[negative].expand(len(prompts))
-        return Condition(text=prompts, null=self.rows[""].expand(len(prompts)), negative=unlike)
+        unlike = None if negative is None else self.embed([negative]).expand(len(prompts))
+        return Condition(text=prompts, null=self.embed([""]).expand(len(prompts)), negative=unlike)
 
     def save(self, path: Path) -> None:
         # The order of the texts is the order of the rows; the texts themselves go into the file's metadata.
         metadata = {f"{i:08d}": text for i, text in enumerate(self.rows)}
-        save_file(dict(Prompt.cat(list(self.rows.values())).to("cpu").items()), path, metadata)
+        save_file(dict(Prompt.cat(list(self.rows.values())).items()), path, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "PromptTable":

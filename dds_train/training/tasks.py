@@ -17,7 +17,7 @@ class TaskBank:
     """K tasks with their prompts, which stay in the table: only those of a batch go to the device."""
 
     tasks: Mapping[str, Task]
-    table: PromptTable  # all prompts of the tasks, on the CPU or on disk
+    table: PromptTable  # all prompts of the tasks
     captions: Sequence[str]  # of all images, in order, if any task contains {caption}
     instruction: Prompt  # [K]
     null: Prompt  # [1]

@@ -25,32 +25,32 @@ class LoRATranslator(nn.Module):
     latent without noise, at timestep 0.
 
     Args:
-        unet: the teacher's denoiser, frozen; it gets the adapters (in place) and stays where it is, in its own precision.
+        denoiser: the teacher's denoiser, frozen; it gets the adapters (in place) and stays where it is, in its own precision.
         rank: of the adapters.
         targets: names of the layers that get one; the family's by default, which is attention. Stronger: "conv1", "conv2" too.
     """
 
-    def __init__(self, unet: Any, family: Family, rank: int = 8, targets: Sequence[str] | None = None) -> None:
+    def __init__(self, denoiser: Any, family: Family, rank: int = 8, targets: Sequence[str] | None = None) -> None:
         super().__init__()
         targets = list(targets or family.lora_targets)
-        if any(isinstance(layer, BaseTunerLayer) for layer in unet.modules()):
-            raise ValueError("this UNet has adapters already; load it anew for another translator")
+        if any(isinstance(layer, BaseTunerLayer) for layer in denoiser.modules()):
+            raise ValueError("this denoiser has adapters already; load another copy")
         if rank < 1:
             raise ValueError(f"translator.rank={rank}: must be at least 1")
-        last_layer = unet.get_submodule(family.last_layer)
+        last_layer = denoiser.get_submodule(family.last_layer)
         try:
-            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), unet)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), denoiser)
         except ValueError as error:
             raise ValueError(f"translator.targets={targets}: the teacher's denoiser has no such layers") from error
         self.config: dict[str, Any] = {"kind": "lora", "rank": rank, "targets": targets}
-        shape = family.shape(unet.config)
+        shape = family.shape(denoiser.config)
         self.latent_channels, self.text_dim, self.stride = shape.channels, shape.text_dim, shape.stride
-        self._shared = _Shared(unet, family)
+        self._shared = _Shared(denoiser, family)
         self._shared.switch(on=False)
-        adapters = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
+        adapters = {name: p for name, p in denoiser.named_parameters() if ".lora_" in name}
         for parameter in adapters.values():
             parameter.data = parameter.data.float()  # trained in full precision, whatever the teacher's
-        # The same parameters, registered here: the UNet itself stays out of state dicts, optimisers and averages.
+        # The same parameters, registered here: the denoiser itself stays out of state dicts, optimisers and averages.
         self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
         self.head = copy.deepcopy(last_layer).float().requires_grad_()
         for parameter in self.head.parameters():
@@ -64,13 +64,13 @@ class LoRATranslator(nn.Module):
     def plain_unet(self) -> Any:
         """A copy with the adapters merged into its weights and the head as its last layer, in full precision: the change at
         full strength is ``unet(z, 0, text)``."""
-        unet: Any = copy.deepcopy(self._shared.unet).float()
-        for name, layer in list(unet.named_modules()):
+        denoiser: Any = copy.deepcopy(self._shared.denoiser).float()
+        for name, layer in list(denoiser.named_modules()):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
-                unet.set_submodule(name, layer.get_base_layer())
-        unet.set_submodule(self._shared.family.last_layer, copy.deepcopy(self.head))
-        return unet
+                denoiser.set_submodule(name, layer.get_base_layer())
+        denoiser.set_submodule(self._shared.family.last_layer, copy.deepcopy(self.head))
+        return denoiser
 
     def enable_gradient_checkpointing(self) -> None:
         self._shared.enable_gradient_checkpointing()
@@ -79,9 +79,9 @@ class LoRATranslator(nn.Module):
 class _Shared:
     """The denoiser with its adapters. Deliberately not an `nn.Module`, and copies share it: see `diffusion.frozen.Frozen`."""
 
-    def __init__(self, unet: Any, family: Family) -> None:
-        self.unet, self.family = unet, family
-        self.layers = [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
+    def __init__(self, denoiser: Any, family: Family) -> None:
+        self.denoiser, self.family = denoiser, family
+        self.layers = [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -107,11 +107,11 @@ class _Shared:
         def replace(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return head(inputs[0].to(next(head.parameters()).dtype))
 
-        handle = self.unet.get_submodule(self.family.last_layer).register_forward_hook(replace)
+        handle = self.denoiser.get_submodule(self.family.last_layer).register_forward_hook(replace)
         t = torch.zeros(len(z), dtype=torch.long, device=z.device)
         try:
             with self.adapters(on=True):
-                return self.family.denoise(self.unet, z.to(self.unet.dtype), t, prompt.to(dtype=self.unet.dtype))
+                return self.family.denoise(self.denoiser, z.to(self.denoiser.dtype), t, prompt.to(dtype=self.denoiser.dtype))
         finally:
             handle.remove()
 
@@ -126,4 +126,4 @@ class _Shared:
 
             return checkpoint(run, *args, use_reentrant=False)
 
-        self.unet.enable_gradient_checkpointing(recomputed)
+        self.denoiser.enable_gradient_checkpointing(recomputed)

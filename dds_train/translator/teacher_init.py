@@ -19,36 +19,36 @@ class TeacherInitTranslator(nn.Module):
     The image enters as a latent without noise, at timestep 0. As large as the teacher, in full precision: for a large GPU.
 
     Args:
-        unet: configuration of the denoiser.
+        denoiser: its configuration.
     """
 
-    def __init__(self, unet: dict[str, Any], family: Family) -> None:
+    def __init__(self, denoiser: dict[str, Any], family: Family) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"kind": "teacher_init", "unet": unet}
+        self.config: dict[str, Any] = {"kind": "teacher_init", "denoiser": denoiser}
         self.family = family
-        self.unet: Any = family.network.from_config(unet)
-        shape = family.shape(self.unet.config)
+        self.denoiser: Any = family.network.from_config(denoiser)
+        shape = family.shape(self.denoiser.config)
         self.latent_channels, self.text_dim, self.stride = shape.channels, shape.text_dim, shape.stride
-        for parameter in self.unet.get_submodule(family.last_layer).parameters():
+        for parameter in self.denoiser.get_submodule(family.last_layer).parameters():
             nn.init.zeros_(parameter)
 
     @classmethod
-    def copy_of(cls, unet: Any, family: Family) -> Self:
+    def copy_of(cls, denoiser: Any, family: Family) -> Self:
         """Before training the output is the input, whatever the teacher predicts."""
-        translator = cls({k: v for k, v in unet.config.items() if k not in PROVENANCE}, family)
-        kept = {name: tensor for name, tensor in unet.state_dict().items() if not name.startswith(f"{family.last_layer}.")}
-        translator.unet.load_state_dict(kept, strict=False)
+        translator = cls({k: v for k, v in denoiser.config.items() if k not in PROVENANCE}, family)
+        kept = {name: tensor for name, tensor in denoiser.state_dict().items() if not name.startswith(f"{family.last_layer}.")}
+        translator.denoiser.load_state_dict(kept, strict=False)
         return translator
 
     def forward(self, z: Tensor, prompt: Prompt, strength: Tensor) -> Tensor:
         """z [B,C,h,w] scaled latents, B prompts, strength [B] -> [B,C,h,w]."""
         t = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        change = self.family.denoise(self.unet, z, t, prompt)
+        change = self.family.denoise(self.denoiser, z, t, prompt)
         return z + strength.view(-1, 1, 1, 1) * change.to(z.dtype)
 
     def plain_unet(self) -> Any:
         """The change at full strength is ``unet(z, 0, text)``."""
-        return self.unet
+        return self.denoiser
 
     def enable_gradient_checkpointing(self) -> None:
-        self.unet.enable_gradient_checkpointing()
+        self.denoiser.enable_gradient_checkpointing()
