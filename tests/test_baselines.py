@@ -36,7 +36,7 @@ def test_sdedit_without_strength_changes_nothing(tiny: Callable[[str], Path]) ->
     assert torch.equal(sdedit_latent(parts.teacher(), parts.ddim(), z, parts.text_encoder().condition("a"), z, strength=0.0), z)
 
 
-def test_inverting_and_going_back_under_another_prompt_shifts_a_gaussian() -> None:
+def test_ddim_inversion_and_target_prompt_shift_a_gaussian() -> None:
     """Along the flow from N(m, s^2) to noise, (z_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2) stays as it is."""
     noise = schedule()
     settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}

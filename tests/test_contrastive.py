@@ -87,7 +87,7 @@ def test_gradient_is_that_of_a_slow_implementation_for_every_image_of_the_batch(
     assert (pull.flatten(1).norm(dim=1) > 1e-4).all()
 
 
-def test_several_edits_of_an_image_are_as_if_each_were_alone(teacher: Teacher) -> None:
+def test_batched_edits_equal_single_edits(teacher: Teacher) -> None:
     prompts = Prompt.cat([TARGET.text, SOURCE.text])[torch.tensor([0, 2, 1, 3])]
     two = Condition(prompts, Prompt.cat([NULL, NULL]))
     both = LOSSES["cds"](teacher, ZS, torch.cat([Z, -Z])[[0, 2, 1, 3]], SOURCE, two, T, EPS, W, contrast=1000.0).grad
@@ -105,13 +105,13 @@ def test_checkpointing_changes_nothing_and_leaves_the_teacher_as_it_was(tiny: Ca
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.network.modules())
 
 
-def test_features_compare_best_with_themselves() -> None:
+def test_patch_nce_is_lowest_for_equal_features() -> None:
     features, eps = randn(0, 1, 16, 6, 6), randn(1, 1, 4, 6, 6)
     same, other = (patch_nce(features, x, eps, 256, 0.07) for x in (features, features.flip(-1)))
     assert same < 0.05 < 5 < other
 
 
-def test_places_are_drawn_anew_for_each_image_and_noise() -> None:
+def test_patches_are_sampled_per_image_and_noise() -> None:
     order = shuffled(EPS, 64)
     assert (order.sort(dim=1).values == torch.arange(64)).all()
     assert not torch.equal(order[0], order[1])
@@ -123,7 +123,7 @@ def test_places_are_drawn_anew_for_each_image_and_noise() -> None:
     assert abs(noisy.mean()) < 0.03
 
 
-def test_fewer_patches_are_fewer_terms() -> None:
+def test_patch_nce_of_one_patch_is_zero() -> None:
     """With one patch there is nothing to confuse it with."""
     features = randn(0, 3, 16, 6, 6)
     torch.testing.assert_close(patch_nce(features, -features, randn(1, 3, 4, 6, 6), 1, 0.07), torch.zeros(3))

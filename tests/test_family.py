@@ -68,7 +68,7 @@ def test_gradient_is_the_papers_formula(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(LINEAR))
-def test_only_what_is_used_is_predicted(name: str) -> None:
+def test_unused_predictions_are_not_computed(name: str) -> None:
     rows = []
 
     class Counting(GaussianTeacher):
@@ -82,7 +82,7 @@ def test_only_what_is_used_is_predicted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(LINEAR))
-def test_two_edits_of_an_image_are_as_if_each_were_alone(name: str) -> None:
+def test_batched_edits_equal_single_edits(name: str) -> None:
     order = [0, 3, 1, 4, 2, 5]
     other = condition(-2.0, B)
     pairs = (TARGET.text, other.text), (TARGET.null, other.null), (TARGET.negative, other.negative)
@@ -93,7 +93,7 @@ def test_two_edits_of_an_image_are_as_if_each_were_alone(name: str) -> None:
         torch.testing.assert_close(both[number::2], alone)
 
 
-def test_the_pull_of_pds_fades_as_written_in_the_notes() -> None:
+def test_identity_term_of_pds_decreases_with_t() -> None:
     """A / B at steps 21, 501 and 901 of Stable Diffusion's schedule."""
     t = torch.tensor([21, 501, 901])
     sums = pds(TEACHER.schedule, t, 1.0)
@@ -101,7 +101,7 @@ def test_the_pull_of_pds_fades_as_written_in_the_notes() -> None:
     torch.testing.assert_close(ratio, torch.tensor([6.96, 0.39, 0.06], dtype=ratio.dtype), atol=6e-3, rtol=2e-3)
 
 
-def test_a_negative_prompt_is_asked_for() -> None:
+def test_missing_negative_prompt_is_refused() -> None:
     plain = Condition(TARGET.text, TARGET.null)
     with pytest.raises(ValueError, match="nfsd needs a negative prompt"):
         LOSSES["nfsd"](TEACHER, ZS, Z, SOURCE, plain, T, EPS, W)
@@ -143,7 +143,7 @@ def test_a_new_loss_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(got.grad, W * e(Z, TARGET.text) - EPS + 0.25 * (Z - ZS))
 
 
-def test_all_terms_are_told_apart() -> None:
+def test_each_term_is_the_right_prediction() -> None:
     """Each term alone, from a teacher that answers differently to each."""
     values: dict[str, Callable[[], Tensor]] = {
         "edit_target": lambda: e(Z, TARGET.text),
@@ -182,13 +182,13 @@ def by_hand(iterations: int) -> Tensor:
 
 
 @pytest.mark.parametrize("iterations", [0, 3])
-def test_ids_is_dds_at_the_noise_that_it_finds(iterations: int) -> None:
+def test_ids_is_dds_at_the_corrected_noise(iterations: int) -> None:
     got = LOSSES["ids"](TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W, iterations=iterations)
     # DDS of a Gaussian teacher does not depend on the noise; SDS does, so the noise shows there.
     torch.testing.assert_close(got.grad, LOSSES["dds"](TEACHER, ZS, Z, SOURCE, TARGET, T, by_hand(iterations), W).grad)
 
 
-def test_the_noise_that_ids_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrected_noise_of_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Tensor] = []
 
     def spy(name: str, *arguments: object) -> None:

@@ -55,7 +55,7 @@ def ask(teacher: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_with_adapters_off_the_teacher_answers_as_before(tiny: Callable[[str], Path], dtype: torch.dtype) -> None:
+def test_teacher_is_unchanged_with_adapters_off(tiny: Callable[[str], Path], dtype: torch.dtype) -> None:
     plain = DiffusionCheckpoint(str(tiny("epsilon")), dtype=dtype).teacher()
     shared = DiffusionCheckpoint(str(tiny("epsilon")), dtype=dtype).teacher()
     translator = trained(LoRATranslator(shared.network, FAMILY, rank=4))
@@ -66,7 +66,7 @@ def test_with_adapters_off_the_teacher_answers_as_before(tiny: Callable[[str], P
     assert torch.equal(ask(shared), ask(plain))
 
 
-def test_the_adapters_matter_and_not_only_the_head(checkpoint: DiffusionCheckpoint) -> None:
+def test_output_depends_on_the_adapters(checkpoint: DiffusionCheckpoint) -> None:
     translator = trained(LoRATranslator(checkpoint.teacher().network, FAMILY, rank=4))
     with torch.no_grad():
         before = translator(*inputs())
@@ -76,7 +76,7 @@ def test_the_adapters_matter_and_not_only_the_head(checkpoint: DiffusionCheckpoi
 
 
 @pytest.mark.parametrize("kind", ["lora", "teacher_init"])
-def test_at_birth_the_output_is_the_input(checkpoint: DiffusionCheckpoint, kind: str) -> None:
+def test_output_is_the_input_at_initialisation(checkpoint: DiffusionCheckpoint, kind: str) -> None:
     translator = make_translator({"kind": kind}, lambda: checkpoint.teacher().network, FAMILY)
     assert torch.equal(translator(*inputs()), inputs()[0])
 
@@ -102,7 +102,7 @@ def test_checkpointing_changes_no_gradient(checkpoint: DiffusionCheckpoint, kind
         torch.testing.assert_close(recomputed, plain)
 
 
-def test_lora_holds_and_copies_adapters_and_head_alone(checkpoint: DiffusionCheckpoint) -> None:
+def test_lora_state_dict_is_adapters_and_head(checkpoint: DiffusionCheckpoint) -> None:
     unet = checkpoint.teacher().network
     frozen = {name for name, _ in unet.named_parameters()}
     translator = LoRATranslator(unet, FAMILY, rank=2)
@@ -146,7 +146,7 @@ def test_export_round_trip(checkpoint: DiffusionCheckpoint, tmp_path: Path, kind
         assert torch.equal(again(*inputs()), translator(*inputs()))
 
 
-def test_lora_of_the_real_shape_weighs_under_a_percent() -> None:
+def test_lora_of_stable_diffusion_is_below_one_percent() -> None:
     """Stable Diffusion 1.5's UNet, on the meta device: shapes and no weights."""
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280))
@@ -159,7 +159,7 @@ def test_lora_of_the_real_shape_weighs_under_a_percent() -> None:
     assert 4 * trained < 0.01 * size
 
 
-def test_peak_memory_counts_what_lives_at_once() -> None:
+def test_peak_memory_counts_live_tensors() -> None:
     with torch.device("meta"), PeakMemory() as memory:
         x = torch.empty(1000)  # 4000 bytes
         y = x + 1
@@ -197,7 +197,7 @@ def test_unknown_kinds_and_options_are_refused() -> None:
             make_translator(wrong, lambda: None, FAMILY)  # type: ignore[arg-type,return-value]
 
 
-def test_the_real_kinds_agree_on_their_interface(checkpoint: DiffusionCheckpoint) -> None:
+def test_all_kinds_have_one_interface(checkpoint: DiffusionCheckpoint) -> None:
     for kind in ("unet", "lora", "teacher_init"):
         translator = make_translator({"kind": kind}, lambda: DiffusionCheckpoint(checkpoint.path).teacher().network, FAMILY)
         assert (translator.latent_channels, translator.text_dim) == (4, 32)

@@ -1,7 +1,7 @@
 """Bugs that public implementations of these losses have had, and what keeps them out here.
 
 A test of its own, elsewhere:
-- a mask that SDS heeds and DDS ignores: test_optimize.py, test_a_mask_holds_for_every_loss
+- a mask that SDS heeds and DDS ignores: test_optimize.py, test_masks_work_with_every_loss
 - a contrastive term that looks at the first image alone: test_contrastive.py, test_gradient_is_that_of_a_slow_implementation...
 - the same noise on every rank: test_tasks.py and test_training.py, ranks against one process
 - a v-prediction model taken for one that predicts noise: test_teacher.py
@@ -65,7 +65,7 @@ def test_a_negative_prompt_arrives(tiny: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_a_guidance_of_one_is_none(guidance: float) -> None:
+def test_guidance_of_one_is_none(guidance: float) -> None:
     """Others write ``text + s (text - null)``, which is this at s = guidance - 1."""
     teacher, cond = GaussianTeacher(schedule()), condition(0.5)
     z_t, t = torch.randn(1, 4, 8, 8, dtype=torch.float64), torch.tensor([500])

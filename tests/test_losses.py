@@ -147,7 +147,7 @@ def test_nulls_are_evaluated_only_with_guidance(teacher: GaussianTeacher) -> Non
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_descent_moves_the_image_by_the_difference_of_the_means(teacher: GaussianTeacher, guidance: float) -> None:
+def test_optimisation_shifts_the_image_by_the_difference_of_means(teacher: GaussianTeacher, guidance: float) -> None:
     z_source = latents(0)
     trajectory = optimize_latent(
         teacher, z_source, condition(0.2), condition(1.5), loss="dds", steps=400, lr=0.3, guidance=guidance, t_range=(400, 401)
@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_edit(teacher: GaussianTeacher) -> None:
     assert not torch.equal(edit(1), edit(2))
 
 
-def test_optimize_refuses_nonsense(teacher: GaussianTeacher) -> None:
+def test_invalid_arguments_are_refused(teacher: GaussianTeacher) -> None:
     for wrong in ({"loss": "ddss"}, {"steps": 0}, {"t_range": (50, 5000)}, {"t_range": (50, 50)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             optimize_latent(teacher, latents(0), condition(0.2), condition(1.5), **wrong)

@@ -23,7 +23,7 @@ def test_add_noise_agrees_with_diffusers() -> None:
     torch.testing.assert_close(SCHEDULE.alpha**2 + SCHEDULE.sigma**2, torch.ones(1000))
 
 
-def test_every_prediction_type_gives_back_the_noise() -> None:
+def test_every_prediction_type_converts_to_noise() -> None:
     z, eps = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
     t = torch.tensor([20, 300, 600, 999])
     z_t = SCHEDULE.add_noise(z, eps, t)
@@ -53,7 +53,7 @@ def test_teacher_agrees_with_diffusers(tiny: Callable[[str], Path], kind: str) -
     )
 
 
-def test_teacher_keeps_out_of_modules(tiny: Callable[[str], Path]) -> None:
+def test_teacher_is_not_a_submodule(tiny: Callable[[str], Path]) -> None:
     class Holder(nn.Module):
         def __init__(self, teacher: Teacher) -> None:
             super().__init__()
@@ -92,7 +92,7 @@ def test_draws_differ_by_every_part_of_the_key_and_repeat() -> None:
     assert len({noise.sum().item() for noise in eps}) == 8
 
 
-def test_an_images_noise_does_not_depend_on_its_company() -> None:
+def test_noise_does_not_depend_on_the_batch() -> None:
     keys = [(0, position) for position in range(6)]
     t, eps = draw((2, 3, 3), (0, 1000), "cpu", keys)
     for chosen in ([4], [5, 2, 0]):

@@ -43,7 +43,7 @@ def last(*arguments: object, **settings: object) -> Step:
 # ---------------------------------------------------------------- many at once
 
 
-def test_several_edits_of_several_images_are_as_if_each_were_alone() -> None:
+def test_batched_edits_equal_single_edits() -> None:
     z, source, targets = latents(2), condition(0.2), [condition(1.5), condition(-2.0)]
     batched_call = last(TEACHER, z, source, joined(*targets, *targets), loss="sds", seed=[3, 4]).z
     assert len(batched_call) == 4
@@ -53,7 +53,7 @@ def test_several_edits_of_several_images_are_as_if_each_were_alone() -> None:
             torch.testing.assert_close(batched_call[2 * image + number], alone[0])
 
 
-def test_a_seed_is_an_images_own() -> None:
+def test_each_image_has_its_own_seed() -> None:
     z = latents(1).expand(3, -1, -1, -1)
     a, b, c = last(TEACHER, z, condition(0.2), condition(1.5), loss="sds", seed=[1, 2, 1]).z
     assert torch.equal(a, c)
@@ -68,12 +68,12 @@ def test_a_seed_is_an_images_own() -> None:
         ({"mask": torch.ones(2, 1, 8, 8)}, "a mask"),
     ],
 )
-def test_what_does_not_fit_the_images_is_refused(wrong: dict[str, object], says: str) -> None:
+def test_seeds_and_masks_of_wrong_shape_are_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         optimize_latent(TEACHER, latents(3), condition(0.2), condition(1.5), **wrong)  # type: ignore[arg-type]
 
 
-def test_the_state_of_a_loss_is_that_of_one_run() -> None:
+def test_stateful_losses_are_reset_for_each_run() -> None:
     """Whatever the loss: what has a `reset` is reset, and nothing else is asked of it."""
 
     class Momentum:
@@ -97,7 +97,7 @@ def test_the_state_of_a_loss_is_that_of_one_run() -> None:
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_a_mask_holds_for_every_loss(tiny: Callable[[str], Path], name: str) -> None:
+def test_masks_work_with_every_loss(tiny: Callable[[str], Path], name: str) -> None:
     teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
     z, mask = latents(2).float(), torch.zeros(2, 1, 8, 8)
     mask[0, :, :3], mask[1, :, :, 4:] = 1, 1
@@ -107,7 +107,7 @@ def test_a_mask_holds_for_every_loss(tiny: Callable[[str], Path], name: str) -> 
     assert torch.equal(moved, mask > 0)
 
 
-def test_the_automatic_mask_is_where_the_prompts_disagree() -> None:
+def test_automatic_mask_is_where_predictions_differ() -> None:
     class Local(GaussianTeacher):
         """Says the same under all prompts, but for one corner."""
 
@@ -122,7 +122,7 @@ def test_the_automatic_mask_is_where_the_prompts_disagree() -> None:
     assert torch.equal(mask, expected)
 
 
-def test_a_latent_counts_as_its_most_wanted_pixel() -> None:
+def test_latent_mask_is_the_maximum_over_pixels() -> None:
     mask = torch.zeros(1, 1, 13, 10)
     mask[0, 0, 12, 9] = 0.7
     small = latent_mask(mask, 4)
@@ -149,7 +149,7 @@ def test_a_feather_stays_within_the_mask(radius: float) -> None:
     assert (edge[0] < 0.9) == (radius >= 1)
 
 
-def test_the_background_keeps_its_bits() -> None:
+def test_background_is_unchanged_bit_for_bit() -> None:
     image = torch.randint(0, 256, (1, 3, 30, 20), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
     before, after = torch.randn(2, 1, 3, 30, 20, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(1, 1, 30, 20)
@@ -167,7 +167,7 @@ def test_the_background_keeps_its_bits() -> None:
 # ---------------------------------------------------------------- coming to rest
 
 
-def test_an_edit_at_rest_stays_and_the_others_go_on() -> None:
+def test_optimisation_ends_when_all_edits_have_converged() -> None:
     z = latents(2)
     # For a Gaussian teacher DDS is a straight pull; a learning rate that dies stands for an edit that has arrived.
     settings = {"steps": 60, "scheduler": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.7)}
@@ -181,7 +181,7 @@ def test_an_edit_at_rest_stays_and_the_others_go_on() -> None:
     torch.testing.assert_close(steps[-1].z, free[len(steps) - 1].z)
 
 
-def test_each_edit_rests_for_itself() -> None:
+def test_convergence_is_detected_per_edit() -> None:
     """One target is the source itself, where nothing moves: after two windows it is at rest, while the other goes on."""
     z = latents(1)
     both = joined(condition(0.2), condition(1.5))
@@ -194,7 +194,7 @@ def test_each_edit_rests_for_itself() -> None:
     assert torch.equal(steps[-1].z[0], z[0])
 
 
-def test_momentum_does_not_carry_an_edit_at_rest_away() -> None:
+def test_momentum_does_not_move_a_converged_edit() -> None:
     class Halts(ConvergenceDetector):
         def update(self, z: Tensor, start: Tensor) -> Tensor:
             super().update(z, start)
@@ -235,7 +235,7 @@ def counted(run: Callable[[], Step]) -> tuple[int, Step]:
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_a_second_edit_of_an_image_asks_half_as_much(tmp_path: Path, on_disk: bool) -> None:
+def test_cached_source_branch_halves_the_evaluations(tmp_path: Path, on_disk: bool) -> None:
     store = TensorStore(tmp_path / "new" / "cache.sqlite") if on_disk else {}
     z, source = latents(2), condition(0.2, 2)
     cached = SourceCache(Counting(TEACHER.schedule), store)
@@ -253,7 +253,7 @@ def test_a_second_edit_of_an_image_asks_half_as_much(tmp_path: Path, on_disk: bo
 
 
 @pytest.mark.parametrize("change", ["image", "prompt", "seed", "model", "range"])
-def test_nothing_is_taken_for_something_else(change: str) -> None:
+def test_cache_keys_depend_on_every_input(change: str) -> None:
     store: dict[str, Tensor] = {}
     z, prompt = latents(1), 0.2
     settings: dict[str, object] = {"loss": "dds", "seed": 0, "t_range": (50, 950)}
@@ -275,7 +275,7 @@ def test_nothing_is_taken_for_something_else(change: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_every_loss_is_the_same_with_a_memory(tiny: Callable[[str], Path], name: str) -> None:
+def test_every_loss_is_unchanged_by_the_cache(tiny: Callable[[str], Path], name: str) -> None:
     teacher = DiffusionCheckpoint(str(tiny("epsilon"))).teacher()
     source, target = random_conditions()
     z, cached = latents(1).float(), SourceCache(teacher, {})
@@ -284,7 +284,7 @@ def test_every_loss_is_the_same_with_a_memory(tiny: Callable[[str], Path], name:
         torch.testing.assert_close(last(cached, z, source, target, loss=name, steps=2).z, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_one_image_twice_in_a_batch_is_asked_once() -> None:
+def test_duplicates_in_a_batch_are_evaluated_once() -> None:
     z = latents(1).expand(2, -1, -1, -1)
     cached = SourceCache(Counting(TEACHER.schedule), {})
     rows, _ = counted(lambda: last(cached, z, condition(0.2), joined(condition(1.5), condition(-2.0)), steps=1))

@@ -37,7 +37,7 @@ def bank(text: Any, tasks: dict[str, Task], captions: tuple[str, ...] = ()) -> T
 
 
 @pytest.mark.parametrize("each", [1, 2, 3])
-def test_tasks_come_equally_often_and_an_image_gets_different_ones(text: Any, each: int) -> None:
+def test_tasks_are_balanced_and_distinct_per_image(text: Any, each: int) -> None:
     tasks = bank(text, THREE)
     picked = tasks.pick(range(300), each).view(-1, each)
     assert Counter(picked.flatten().tolist()) == {0: 100 * each, 1: 100 * each, 2: 100 * each}
@@ -46,7 +46,7 @@ def test_tasks_come_equally_often_and_an_image_gets_different_ones(text: Any, ea
     assert torch.equal(tasks.pick([7, 8], each), picked[7:9].flatten())
 
 
-def test_the_right_words_reach_teacher_and_translator(text: Any) -> None:
+def test_prompts_of_teacher_and_translator(text: Any) -> None:
     tasks = bank(text, {**THREE, "bear": Task("a dog", "a bear", "bear!")})
     source, target = tasks.conditions(torch.tensor([2, 0]), None)
     for got, wanted in (
@@ -142,7 +142,7 @@ def test_tasks_from_the_configuration() -> None:
 
 
 @pytest.mark.parametrize("data", ["synthetic", "shards", "folder", "critters"])
-def test_an_experiment_goes_with_every_source(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_works_with_every_data_source(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """cat2many says how to draw its images; with images from elsewhere that is beside the point."""
     from dds_train.build import build_source
     from dds_train.data.synthesis import recipe_for, synthesize
@@ -159,7 +159,7 @@ def test_an_experiment_goes_with_every_source(data: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("one_source", [True, False])
-def test_several_tasks_of_an_image_are_as_if_each_were_alone(tiny: Callable[[str], Path], one_source: bool) -> None:
+def test_batched_tasks_equal_single_tasks(tiny: Callable[[str], Path], one_source: bool) -> None:
     tasks = THREE if one_source else {**THREE, "bear": Task("a dog", "a bear", "bear!")}
     module = build(tiny("epsilon"), tasks, tasks_per_image=3)
     module._trainer = trainer(tiny("epsilon").parent / "none", 10)

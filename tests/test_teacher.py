@@ -29,7 +29,7 @@ def test_folder_is_complete_small_and_half_precision() -> None:
             assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}, weights  # noqa: SIM118
 
 
-def test_codec_round_trip_is_at_least_28_db() -> None:
+def test_vae_round_trip_is_at_least_28_db() -> None:
     autoencoder = DiffusionCheckpoint("bundled").autoencoder()
     data = CritterDataset(32, first=50_000_000)
     images = torch.stack([data[i]["image"] for i in range(len(data))])
@@ -51,7 +51,7 @@ def backdrop_of(image: np.ndarray) -> str:
     return min(distance, key=distance.__getitem__)
 
 
-def test_diffusers_pipeline_draws_what_it_is_told() -> None:
+def test_diffusers_pipeline_follows_prompts() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(BUNDLED)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [f"a photo of a gray {s} on a {b} background" for s, b in zip(SPECIES, BACKDROPS, strict=True)]
@@ -62,7 +62,7 @@ def test_diffusers_pipeline_draws_what_it_is_told() -> None:
     assert sum(a == b for a, b in zip(read, BACKDROPS, strict=True)) >= 7, read
 
 
-def test_own_sampler_draws_what_it_is_told_whatever_the_batch(tmp_path: Path) -> None:
+def test_own_sampler_follows_prompts_in_any_batch(tmp_path: Path) -> None:
     checkpoint = DiffusionCheckpoint("bundled")
     teacher, autoencoder, text = checkpoint.teacher(), checkpoint.autoencoder(), checkpoint.text_encoder()
     condition = text.condition([f"a photo of a cat on a {b} background" for b in BACKDROPS])

@@ -38,7 +38,7 @@ def inputs() -> tuple[torch.Tensor, Prompt]:
     return torch.randn(3, 4, 9, 6), Prompt({"text": torch.randn(3, 7, 32)})
 
 
-def test_at_birth_the_output_is_the_input() -> None:
+def test_output_is_the_input_at_initialisation() -> None:
     z, text = inputs()
     assert torch.equal(UNetTranslator(**SHAPE)(z, text, torch.ones(3)), z)
 
@@ -96,7 +96,7 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_another_format_is_called_newer_or_older(tmp_path: Path) -> None:
+def test_newer_and_older_formats_are_reported_as_such(tmp_path: Path) -> None:
     export_translator(tmp_path / "newer", trained(), card())
     config = json.loads((tmp_path / "newer" / "config.json").read_text())
     # A newer configuration may look different in any way but for these two.

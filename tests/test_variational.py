@@ -49,7 +49,7 @@ class PointStudent:
         return (z_t - alpha * self.point) / sigma
 
 
-def test_with_a_student_that_knows_the_edit_it_is_sds() -> None:
+def test_vsd_with_a_perfect_student_is_sds() -> None:
     teacher = GaussianTeacher(schedule())
     student = PointStudent(teacher.schedule)
     loss = VariationalLoss(student, lr=0.05)
@@ -68,7 +68,7 @@ def test_with_a_student_that_knows_the_edit_it_is_sds() -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_with_a_new_student_guidance_alone_is_left(tiny: Callable[[str], Path], kind: str) -> None:
+def test_vsd_with_a_new_student_is_guidance_alone(tiny: Callable[[str], Path], kind: str) -> None:
     parts = DiffusionCheckpoint(str(tiny(kind)))
     teacher, (source, target) = parts.teacher(), conditions()
     z_t = teacher.schedule.add_noise(Z, EPS, T)
@@ -93,6 +93,6 @@ def test_each_run_starts_anew(tiny: Callable[[str], Path]) -> None:
     assert not torch.allclose(runs[0], Z)
 
 
-def test_fit_says_why_it_cannot() -> None:
+def test_fit_refuses_stateful_losses() -> None:
     with pytest.raises(UserError, match="in no checkpoint and on no other rank"):
         build.build_loss(build.load_loss("vsd", {}))

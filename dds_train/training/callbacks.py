@@ -89,7 +89,7 @@ class SampleGrid(Callback):
     def preview(self, module: DistillationModule, held_out: dict[str, Any]) -> Tensor:
         """The grid [3,H,W] in [-1,1]."""
         z = module.encode({name: value[: self.count] for name, value in held_out.items()})
-        rows = [z, *(module.translate(z, module.every_time(task, z)) for task in range(len(module.tasks.names)))]
+        rows = [z, *(module.translate(z, module.repeat_task(task, len(z))) for task in range(len(module.tasks.names)))]
         return image_grid([self.decode(row).cpu() for row in rows])
 
 

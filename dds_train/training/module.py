@@ -83,7 +83,7 @@ class DistillationModule(pl.LightningModule):
         z_source = self.encode(batch)
         gradients, shifts = [], []
         for number in range(len(self.tasks.names)):
-            task = self.every_time(number, z_source)
+            task = self.repeat_task(number, len(z_source))
             z_target = self.translate(z_source, task)
             distilled = self.distill(z_source, z_target, task, batch, self.guidance(1.0), "validation")
             gradients.append(distilled.grad_rms)
@@ -117,9 +117,9 @@ class DistillationModule(pl.LightningModule):
         z = z_source.repeat_interleave(len(task) // len(z_source), dim=0)
         return self.translator(z, self.tasks.instruction[task], torch.ones(len(z), device=z.device))
 
-    def every_time(self, task: int, z: Tensor) -> Tensor:
-        """Task number `task` for each of z [B,...], [B]."""
-        return torch.full((len(z),), task)
+    def repeat_task(self, task: int, count: int) -> Tensor:
+        """Task number `task` for `count` images, [count]."""
+        return torch.full((count,), task)
 
     def encode(self, batch: dict[str, Any]) -> Tensor:
         """{"z": latents [B,C,h,w]} or {"image": pixels [B,3,H,W] in [-1,1]} -> latents [B,C,h,w]."""

@@ -47,7 +47,7 @@ class CritterValidation(Callback):
         for number, name in enumerate(pl_module.tasks.names):
             if name not in self.truths:
                 continue
-            images = self.autoencoder.decode(pl_module.translate(z, pl_module.every_time(number, z)))
+            images = self.autoencoder.decode(pl_module.translate(z, pl_module.repeat_task(number, len(z))))
             scores = score_edit(images, self.critters, self.truths[name])
             gaps.append(scores.gap_closed)
             accuracies.append(scores.edit_accuracy)
