@@ -1,5 +1,6 @@
 """Train a translator."""
 
+import contextlib
 import logging
 import time
 import warnings
@@ -17,25 +18,67 @@ from dds_train.data.shards import ShardSource
 from dds_train.data.source import Source
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
+from dds_train.runs.digest import digest
+from dds_train.runs.ranks import is_first_rank
+from dds_train.runs.record import Record
 from dds_train.training.callbacks import EMA, SampleGrid, Throughput
-from dds_train.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, Checkpoints, SaveOnSignal
+from dds_train.training.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    Checkpoints,
+    ResumePoint,
+    SaveOnSignal,
+    find_checkpoint,
+)
 from dds_train.training.data import SourceData
 from dds_train.training.module import DistillationModule
 from dds_train.training.sentinels import BadSamples, FiniteSteps, Sentinels
 from dds_train.training.summary import summary
 from dds_train.training.tasks import TaskBank
 from dds_train.training.validation import CritterValidation
-from dds_train.translator import Task, TranslatorConfig, all_prompts, export_translator, read_config, read_weights
+from dds_train.translator import Task, TranslatorConfig, all_prompts, export_translator, read_weights
+
+# Settings that may differ from those of the run in output_dir; of trainer.max_steps see `run`.
+FREE = (
+    "trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator",
+    "trainer.enable_progress_bar", "scheduler.num_training_steps", "workers", "device", "gradient_checkpointing", "logger",
+    "log_every", "preview_every", "validate_every", "checkpoint_every", "keep_checkpoints", "preview", "validation", "best",
+    "sentinels", "max_bad_fraction", "data.batch_size", "data.cache", "resume", "output_dir",
+)  # fmt: skip
+# Of a run, which resume=never puts aside.
+FILES = (
+    "checkpoints", "translator", "pictures", "metrics*.csv", "config.yaml", "bad_samples.txt", "skipped_steps.txt",
+    "tensorboard", "wandb",
+)  # fmt: skip
 
 
 def run(cfg: FitConfig) -> None:
-    output_dir, began = Path(cfg.output_dir), time.time()
+    with Record(cfg.output_dir, "fit", rank=0 if is_first_rank() else 1) as record:
+        resume = find_checkpoint(cfg.resume, record.folder / "checkpoints")
+        device = build.build_rank_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
+        checkpoint = build.build_checkpoint(cfg.teacher, device)
+        occupied = cfg.resume != "never" and any((record.folder / "checkpoints").glob("*.ckpt"))
+        terms = claim_terms(cfg, checkpoint, occupied)
+        if cfg.resume != "never":
+            record.check(**terms)
+            if record.is_done("translator", result_digest(cfg)):
+                print(f"finished already, {cfg.trainer.max_steps} training steps: {record.folder / 'translator'}", flush=True)
+                return
+        if resume and resume.step > cfg.trainer.max_steps:
+            raise UserError(
+                f"trainer.max_steps={cfg.trainer.max_steps}: {resume.path} has {resume.step} training steps; "
+                "give at least as many, another output_dir, or resume=never to start over"
+            )
+        train(cfg, checkpoint, resume, record, terms)
+
+
+def train(
+    cfg: FitConfig, checkpoint: DiffusionCheckpoint, resume: ResumePoint | None, record: Record, terms: dict[str, Any]
+) -> None:
+    output_dir, began = record.folder, time.time()
     # All that can be wrong with the configuration first: drawing source images takes a while.
-    resume = find_checkpoint(cfg.resume, output_dir)
     tasks, settings, trainer = build.build_tasks(cfg), build_settings(cfg), build_trainer(cfg, output_dir)
     pl.seed_everything(cfg.seed, verbose=False)
-    device = build.build_rank_device("cpu" if cfg.trainer.accelerator == "cpu" else cfg.device)
-    checkpoint = build.build_checkpoint(cfg.teacher, device)
     source = build.build_source(cfg.data, tasks.values(), checkpoint)
     source.prepare()
     bank = embed_tasks(source, tasks, getattr(cfg.loss, "negative", None), checkpoint)
@@ -59,17 +102,45 @@ def run(cfg: FitConfig) -> None:
     )
     # In front, because scores want the averaged weights, and the hook of EMA puts the raw ones back.
     trainer.callbacks[:0] = pictures_and_scores(cfg, tasks, source, data, checkpoint)  # type: ignore[attr-defined]
-    if resume:
-        check_same_task(*resume, module.translator_config)
+    if resume and cfg.resume != "auto":
+        check_same_task(resume, module.translator_config, terms["settings"]["teacher"])
     if trainer.is_global_zero:
+        if cfg.resume == "never":
+            record.start_over(FILES)
+        record.claim(**terms)
         build.keep_earlier_metrics(output_dir)
         build.save_config(cfg, output_dir)
+        if resume:
+            print(f"resuming from {resume.path}, at training step {resume.step}", flush=True)
         print(summary(module, cfg.batch_size, cfg.trainer.precision, cfg.gradient_checkpointing), flush=True)
-    trainer.fit(module, datamodule=data, ckpt_path=resume and resume[0], weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
+        record.strike("translator")
         finish(cfg, trainer, module)
+        files = [f"translator/{name}" for name in ("translator.safetensors", "config.json")]
+        record.add("translator", result_digest(cfg), files, {"steps": trainer.global_step})
         print(f"done in {(time.time() - began) / 60:.1f} minutes")
         print(f"translator  {output_dir / 'translator'}\npictures    {output_dir / 'pictures'}", flush=True)
+
+
+def claim_terms(cfg: FitConfig, checkpoint: DiffusionCheckpoint, occupied: bool) -> dict[str, Any]:
+    """What the record is told of this run."""
+    teacher: dict[str, str] = {"dtype": cfg.teacher.dtype}
+    for part in ("denoiser", "scheduler", "vae", "text"):
+        with contextlib.suppress(UserError):  # not there, and perhaps not needed
+            teacher[part] = checkpoint.digest(part)
+    return {
+        "settings": {**cfg.model_dump(), "teacher": teacher},
+        "free": FREE,
+        "growing": ["teacher"],
+        "occupied": occupied,
+        "remedy": "give another output_dir, or resume=never to start over",
+    }
+
+
+def result_digest(cfg: FitConfig) -> str:
+    """The identity of the translator, besides the settings that the folder is claimed for."""
+    return digest({"max_steps": cfg.trainer.max_steps})
 
 
 def build_settings(cfg: FitConfig) -> dict[str, Any]:
@@ -205,30 +276,12 @@ def finish(cfg: FitConfig, trainer: pl.Trainer, module: DistillationModule) -> N
             print(f"skipped     {callback.total} steps whose gradient was not finite, named in {callback.path}")
 
 
-def find_checkpoint(resume: str, output_dir: Path) -> tuple[Path, TranslatorConfig] | None:
-    """What to go on from, and its card: `auto` takes the run directory's last.ckpt if there is one, or the newest that can be
-    read."""
-    if resume == "never":
-        return None
-    if resume != "auto":
-        return Path(resume), read_config(Path(resume))
-    folder = output_dir / "checkpoints"
-    paths = [p for p in (folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)) if p.exists()]
-    for path in paths:
-        try:
-            return path, read_config(path)
-        except UserError:
-            print(f"note: {path} is damaged", flush=True)
-    if paths:
-        raise UserError(f"{folder}: no checkpoint there can be read; resume=never starts over")
-    return None
-
-
-def check_same_task(path: Path, saved: TranslatorConfig, card: TranslatorConfig) -> None:
-    for field in ("tasks", "teacher", "translator"):
-        if getattr(saved, field) != getattr(card, field):
-            raise UserError(
-                f"{path} was trained with other {field} ({getattr(saved, field)!r}, now {getattr(card, field)!r}); "
-                "take another output_dir, or resume=never to start over"
-            )
-    print(f"going on from {path}", flush=True)
+def check_same_task(resume: ResumePoint, config: TranslatorConfig, teacher: dict[str, str]) -> None:
+    """Refuse a checkpoint of another run whose tasks, translator or teacher are others."""
+    for field in ("tasks", "translator"):
+        before, now = getattr(resume.config, field), getattr(config, field)
+        if before != now:
+            raise UserError(f"resume={resume.path}: was trained with other {field} ({before!r}, now {now!r})")
+    known = Record(resume.path.absolute().parents[1], "fit").settings.get("teacher", {})
+    if any(known[part] != teacher[part] for part in known.keys() & teacher.keys()):
+        raise UserError(f"resume={resume.path}: was trained with another teacher than teacher.path={config.teacher}")

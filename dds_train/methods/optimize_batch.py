@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from dds_train import __version__
 from dds_train.diffusion import PromptTable
 from dds_train.diffusion.autoencoder import Autoencoder
 from dds_train.diffusion.text_encoder import TextEncoder
@@ -27,7 +28,7 @@ from dds_train.methods.optimize import ConvergenceDetector, Optimizer, Scheduler
 from dds_train.methods.requests import Batch, EditRequest, load_batch
 from dds_train.runs.files import atomic_write
 
-VERSIONS = {name: version(name) for name in ("dds_train", "torch", "diffusers", "transformers")}
+VERSIONS = {"dds_train": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
 
 
 @dataclass(frozen=True)

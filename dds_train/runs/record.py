@@ -14,13 +14,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dds_train import __version__
 from dds_train.errors import UserError
 from dds_train.runs.digest import file_digest
 from dds_train.runs.files import HOST, atomic_write, is_alive, remove_leavings
@@ -92,7 +92,7 @@ class Record:
         Args:
             free: settings (with all below them) that may differ from those of the results that are there.
             growing: groups whose members may come and go, but not change.
-            occupied: there are results that the record does not know, such as checkpoints.
+            occupied: there are results besides those of the record, such as checkpoints.
 
         Raises:
             UserError: if the folder holds results of another command or of other settings; names what differs.
@@ -101,26 +101,39 @@ class Record:
         with FileLock(self.folder / CLAIM):  # ranks may come at the same time
             self._load()
             held = self.claimed_by, self.settings
-            if not (self.results or occupied or self._claims):
-                self.settings, self.claimed_by = {}, None
-            if self.claimed_by not in (None, self.command):
-                raise UserError(f"output_dir={self.folder}: holds results of {self.claimed_by}; give another output_dir")
-            plain: dict[str, Any] = json.loads(json.dumps(settings))
-            merged = {**self.settings, **plain}
-            differing: list[str] = []
-            for group in plain.keys() & self.settings.keys():
-                old, new = self.settings[group], plain[group]
-                if group in growing:
-                    merged[group] = {**old, **new}
-                    old, new = ({name: one[name] for name in old.keys() & new.keys()} for one in (old, new))
-                differing += _differences(dict(_leaves(old, group)), dict(_leaves(new, group)), free)
-            if differing:
-                shown = ", ".join(sorted(differing)[:8]) + (f" and {len(differing) - 8} more" if len(differing) > 8 else "")
-                raise UserError(f"output_dir={self.folder}: holds a run with other settings: {shown}; {remedy}")
+            merged = self.check(settings, free=free, growing=growing, occupied=occupied, remedy=remedy)
             self._claims = True
             if (self.command, merged) != held:
                 now = datetime.now().astimezone().isoformat(timespec="seconds")
-                self._append({"claim": merged, "command": self.command, "version": version("dds_train"), "time": now})
+                self._append({"claim": merged, "command": self.command, "version": __version__, "time": now})
+
+    def check(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        free: Sequence[str] = (),
+        growing: Sequence[str] = (),
+        occupied: bool = False,
+        remedy: str = "give another output_dir, or delete this one",
+    ) -> dict[str, Any]:
+        """`claim` without its effect; the settings that it would record."""
+        if occupied and self.claimed_by is None:
+            raise UserError(f"output_dir={self.folder}: holds results, and no {RECORD} of their settings; {remedy}")
+        binding = bool(self.results) or occupied or self._claims
+        if binding and self.claimed_by not in (None, self.command):
+            raise UserError(f"output_dir={self.folder}: holds results of {self.claimed_by}; give another output_dir")
+        known, plain = self.settings if binding else {}, json.loads(json.dumps(settings))
+        merged, differing = {**known, **plain}, []
+        for group in plain.keys() & known.keys():
+            old, new = known[group], plain[group]
+            if group in growing:
+                merged[group] = {**old, **new}
+                old, new = ({name: one[name] for name in old.keys() & new.keys()} for one in (old, new))
+            differing += _differences(dict(_leaves(old, group)), dict(_leaves(new, group)), free)
+        if differing:
+            shown = ", ".join(sorted(differing)[:8]) + (f" and {len(differing) - 8} more" if len(differing) > 8 else "")
+            raise UserError(f"output_dir={self.folder}: holds a run with other settings: {shown}; {remedy}")
+        return merged
 
     def start_over(self, names: Iterable[str]) -> None:
         """Move what an earlier run has left under `names` (glob patterns), and its record, to earlier-1/ and so on."""

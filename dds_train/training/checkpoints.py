@@ -1,5 +1,6 @@
 """Checkpoints that survive a kill, a full disk, and impatience."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,43 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 
+from dds_train.errors import UserError
 from dds_train.runs.files import atomic_write
 from dds_train.training.signals import StopRequest
+from dds_train.translator import TranslatorConfig, read_config, read_step
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint to resume from."""
+
+    path: Path
+    step: int  # training steps that it has
+    config: TranslatorConfig
+
+
+def find_checkpoint(resume: str, folder: Path) -> ResumePoint | None:
+    """The checkpoint that training resumes from.
+
+    Args:
+        resume: auto (last.ckpt in `folder`, or the newest step-*.ckpt that can be read), never, or a path.
+
+    Raises:
+        UserError: if there are checkpoints, and none of them can be read.
+    """
+    if resume == "never":
+        return None
+    own = [path for path in (folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)) if path.exists()]
+    for path in own if resume == "auto" else [Path(resume)]:
+        try:
+            return ResumePoint(path, read_step(path), read_config(path))
+        except UserError:
+            if resume != "auto":
+                raise
+            print(f"note: {path} is corrupted", flush=True)
+    if own:
+        raise UserError(f"{folder}: no checkpoint there can be read; resume=never starts over")
+    return None
 
 
 class Checkpoints(Checkpoint):

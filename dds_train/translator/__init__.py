@@ -5,6 +5,7 @@ from dds_train.translator.files import (
     export_translator,
     load_translator,
     read_config,
+    read_step,
     read_weights,
     weights_digest,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "make_tasks",
     "make_translator",
     "read_config",
+    "read_step",
     "read_weights",
     "tasks_from",
     "translate_latents",

@@ -69,7 +69,8 @@ def export_translator(folder: Path, translator: nn.Module, config: TranslatorCon
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in translator.state_dict().items()}
     with atomic_write(folder / WEIGHTS, durable=True) as partial:
         save_file(weights, partial)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    with atomic_write(folder / "config.json") as partial:
+        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     (folder / "README.md").write_text(_model_card(translator, config, notes))
 
 
@@ -133,6 +134,15 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # the reader has no public error type
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"ckpt={path}: {WEIGHTS} cannot be read: {reason}") from error
+
+
+def read_step(path: Path) -> int:
+    """The training steps of a training checkpoint.
+
+    Raises:
+        UserError: as `load_translator`.
+    """
+    return int(_read_checkpoint(path).get("global_step", 0))
 
 
 def weights_digest(path: Path) -> str:
