@@ -129,7 +129,7 @@ def test_export(tiny: Callable[[str], Path], tmp_path: Path) -> None:
         assert "4 steps of 2 images" in card
         assert "grad_rms" in card
     run("predict", "ckpt=safetensors", "image=cat.png", "output_dir=lion", cwd=tmp_path)
-    for wrong, says in (("format=pt", "there are safetensors"), ("push=nobody/nothing", "the hub did not take")):
+    for wrong, says in (("format=pt", "take safetensors"), ("push=nobody/nothing", "the hub did not take")):
         printed = run("export", "ckpt=run/translator", wrong, "output_dir=other", cwd=tmp_path, code=2)
         assert says in printed
         assert "Traceback" not in printed
