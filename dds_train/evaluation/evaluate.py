@@ -5,12 +5,11 @@ weights that are missing today can be added without editing again.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -49,19 +48,12 @@ class Results:
     def missing(self, method: str, items: Iterable[EvaluationItem]) -> list[EvaluationItem]:
         return [item for item in items if not self.record.is_done(self.name(method, item), digest(item.identity))]
 
-    def start(self, method: str, items: Iterable[EvaluationItem]) -> None:
-        """Earlier results of these items do not count any more."""
-        self.record.strike(*(self.name(method, item) for item in items))
-
     def add(self, method: str, item: EvaluationItem, output: Tensor, values: Mapping[str, float]) -> None:
         """Results that diverged have values, and no image."""
         files = [] if values[DIVERGED.name] else [self.name(method, item)]
-        for _ in files:
+        if files:
             save_image(output, self.path(method, item))
         self.record.add(self.name(method, item), digest(item.identity), files, values)
-
-    def add_values(self, method: str, item: EvaluationItem, values: Mapping[str, float]) -> None:
-        self.record.add_values(self.name(method, item), values)
 
     def output(self, method: str, item: EvaluationItem) -> Tensor:
         """[3,H,W] in [-1,1]; NaN if it diverged."""
@@ -122,41 +114,33 @@ def edit_items(
 ) -> None:
     """Make the results that are missing, and measure them by the metrics without a network."""
     immediate = [metric for metric in metrics if metric.network is None]
+
+    def edit_with(name: str, configured: ConfiguredMethod, missing: Sequence[EvaluationItem]) -> Iterator[int]:
+        shared = context()  # freed before the next method's: this one's memory is its own
+        method = configured.build(shared)
+        # The VAE gets the ground truth, where there is one: the best possible result of any method behind it.
+        of_truth = configured.kind == "vae_reconstruction"
+
+        def edit(some: Sequence[tuple[EvaluationItem, ItemImages]]) -> Tensor:
+            images = [one.truth if of_truth and one.truth is not None else one.image for _, one in some]
+            return method(torch.cat(images), [item.source for item, _ in some], [item.target for item, _ in some])
+
+        for group in batches(missing, attrgetter("size"), batch_size):
+            images = [item.load() for item in group]
+            run = partial(within_memory, edit, list(zip(group, images, strict=True)), "give max_side=")
+            outputs, seconds, peak = cost(run, shared.checkpoint.device)
+            rows = measure(immediate, Batch(group, images, torch.stack(outputs), seconds / len(group), peak))
+            for item, output, values in zip(group, outputs, rows, strict=True):
+                results.add(name, item, output, values)
+            yield len(group)
+
     with tqdm(total=len(items) * len(methods), desc="edit", unit="edit") as bar:
         for name, configured in methods.items():
             missing = results.missing(name, items)
             bar.update(len(items) - len(missing))
-            results.start(name, missing)
-            if missing:
-                _edit_with(name, configured, context(), missing, immediate, results, batch_size, bar)
-
-
-def _edit_with(
-    name: str,
-    configured: ConfiguredMethod,
-    context: MethodContext,
-    items: Sequence[EvaluationItem],
-    metrics: Sequence[Metric],
-    results: Results,
-    batch_size: int,
-    bar: Any,
-) -> None:
-    method = configured.build(context)
-    # The VAE gets the ground truth, where there is one: the best possible result of any method behind it.
-    of_truth = configured.kind == "vae_reconstruction"
-
-    def edit(some: Sequence[tuple[EvaluationItem, ItemImages]]) -> Tensor:
-        images = [one.truth if of_truth and one.truth is not None else one.image for _, one in some]
-        return method(torch.cat(images), [item.source for item, _ in some], [item.target for item, _ in some])
-
-    for group in batches(items, attrgetter("size"), batch_size):
-        images = [item.load() for item in group]
-        run = partial(within_memory, edit, list(zip(group, images, strict=True)), "give max_side=")
-        outputs, seconds, peak = cost(run, context.checkpoint.device)
-        rows = measure(metrics, Batch(group, images, torch.stack(outputs), seconds / len(group), peak))
-        for item, output, values in zip(group, outputs, rows, strict=True):
-            results.add(name, item, output, values)
-        bar.update(len(group))
+            results.record.strike(*(results.name(name, item) for item in missing))
+            for done in edit_with(name, configured, missing) if missing else ():
+                bar.update(done)
 
 
 # ---------------------------------------------------------------- measure
@@ -198,7 +182,7 @@ def measure_files(
                     outputs = torch.stack([results.output(method, item) for item in some])
                     rows = measure(lacking, Batch(some, [item.load() for item in some], outputs))
                     for item, values in zip(some, rows, strict=True):
-                        results.add_values(method, item, values)
+                        results.record.add_values(results.name(method, item), values)
                 bar.update(len(group))
 
 

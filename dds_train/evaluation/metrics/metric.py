@@ -1,7 +1,7 @@
 """What a metric is: its name, direction and meaning, and how it is measured."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -31,8 +31,21 @@ class Network(Generic[T]):
         return self._load()
 
 
-@dataclass(frozen=True)
-class Batch:
+class Sharing:
+    """Intermediate results that several metrics share."""
+
+    def __init__(self) -> None:
+        self._shared: dict[Any, Any] = {}
+
+    def shared(self, compute: Callable[[Any], T]) -> T:
+        """`compute(self)`, computed once."""
+        if compute not in self._shared:
+            self._shared[compute] = compute(self)
+        return self._shared[compute]
+
+
+@dataclass
+class Batch(Sharing):
     """Results of one method for items of one size."""
 
     items: Sequence[EvaluationItem]
@@ -40,11 +53,11 @@ class Batch:
     outputs: Tensor  # [B,3,H,W] in [-1,1]
     seconds: float = float("nan")  # per image
     peak_mib: float = float("nan")  # of the batch
-    _shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def inputs(self) -> Tensor:
-        return torch.cat([one.image for one in self.images])
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.sources, self.targets = [item.source for item in self.items], [item.target for item in self.items]
+        self.inputs = torch.cat([one.image for one in self.images])
 
     @property
     def truths(self) -> Tensor:
@@ -56,39 +69,21 @@ class Batch:
         """[B,1,H,W], for items that have one."""
         return torch.cat([one.mask for one in self.images if one.mask is not None])
 
-    @property
-    def sources(self) -> list[str]:
-        return [item.source for item in self.items]
-
-    @property
-    def targets(self) -> list[str]:
-        return [item.target for item in self.items]
-
     def part(self, rows: Sequence[int]) -> "Batch":
         items, images = [self.items[row] for row in rows], [self.images[row] for row in rows]
         return Batch(items, images, self.outputs[list(rows)], self.seconds, self.peak_mib)
 
-    def shared(self, compute: "Callable[[Batch], T]") -> T:
-        """`compute(self)`, computed once for all metrics that share it."""
-        if compute not in self._shared:
-            self._shared[compute] = compute(self)
-        return self._shared[compute]
 
-
-@dataclass(frozen=True)
-class ResultSet:
+@dataclass
+class ResultSet(Sharing):
     """All results of one method but those that diverged."""
 
     items: Sequence[EvaluationItem]
     outputs: Callable[[], Iterable[Tensor]]  # [3,H,W] in [-1,1], one for each item
     values: Mapping[str, Sequence[float]]  # per-image values by metric, one for each item; NaN where there is none
-    _shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def shared(self, compute: "Callable[[ResultSet], T]") -> T:
-        """`compute(self)`, computed once for all metrics that share it."""
-        if compute not in self._shared:
-            self._shared[compute] = compute(self)
-        return self._shared[compute]
+    def __post_init__(self) -> None:
+        super().__init__()
 
 
 def applies_to_all(item: EvaluationItem) -> bool:
