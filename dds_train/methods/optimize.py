@@ -85,7 +85,8 @@ def optimize_latent(
         loss_fn.reset()
 
     def iterate() -> Iterator[Step]:
-        start = z_source.repeat_interleave(edits, dim=0)
+        # For one edit not a copy, whose memory layout would be another, and with it the last bits of all convolutions.
+        start = z_source if edits == 1 else z_source.repeat_interleave(edits, dim=0)
         z = start.clone().requires_grad_()
         stopped = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         counts = torch.zeros(len(z), dtype=torch.long, device=z.device)
