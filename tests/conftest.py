@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusi
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dds_train.diffusion import DiffusionCheckpoint
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
@@ -74,3 +76,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folders[prediction_type]
 
     return get
+
+
+@pytest.fixture
+def checkpoint(tiny: Callable[[str], Path]) -> DiffusionCheckpoint:
+    """The tiny teacher that predicts noise."""
+    return DiffusionCheckpoint(str(tiny("epsilon")))

@@ -1,6 +1,5 @@
-"""Pictures that nobody here prepared: rotated, CMYK, 16 bits, palettes, odd sizes, broken."""
+"""Image files as people have them: rotated, CMYK, 16 bits, palettes, broken."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 from dds_train.images.files import from_pil, read_image, rounded, save_image, square_crop, to_pil
-from dds_train.images.grids import before_after_grid, image_grid, labelled_grid
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:
@@ -21,9 +18,9 @@ def gradient(width: int = 40, height: int = 24) -> Image.Image:
 
 
 def assert_like(image: torch.Tensor, expected: Image.Image, tolerance: float = 0.03) -> None:
-    wanted = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1) / 127.5 - 1
-    assert image.shape == wanted.shape
-    assert (image - wanted).abs().mean() < tolerance
+    target = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1) / 127.5 - 1
+    assert image.shape == target.shape
+    assert (image - target).abs().mean() < tolerance
 
 
 def test_png_round_trip_is_exact(tmp_path: Path) -> None:
@@ -35,7 +32,7 @@ def test_png_round_trip_is_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    # What a camera stores, given how it was held: the inverse of what a viewer has to do.
+    # A camera stores the inverse of the transform that a viewer applies.
     inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Transpose.FLIP_LEFT_RIGHT .. TRANSVERSE
     stored = gradient()
     if orientation > 1:
@@ -59,11 +56,11 @@ def test_16_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     torch.testing.assert_close(image[0, 0], torch.linspace(-1, 1, 64), atol=0.01, rtol=0)
 
 
-def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
-    picture = Image.new("P", (4, 4))
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.putpixel((0, 0), 1)
-    picture.save(tmp_path / "a.png", transparency=1)
+def test_transparent_palette_is_composited_on_white(tmp_path: Path) -> None:
+    palette = Image.new("P", (4, 4))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((0, 0), 1)
+    palette.save(tmp_path / "a.png", transparency=1)
     image = read_image(tmp_path / "a.png")
     assert image[:, 0, 0].tolist() == [1, 1, 1]
     assert image[:, 1, 1].tolist() == [1, -1, -1]
@@ -88,7 +85,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     Image.new("1", (13000, 13000)).save(tmp_path / "bomb.png")
     with pytest.raises(UserError, match="13000 x 13000"):
         read_image(tmp_path / "bomb.png")
@@ -99,51 +96,7 @@ def test_square_crop_takes_the_middle() -> None:
     assert_like(square_crop(tall, 20), to_pil(tall).crop((0, 20, 20, 40)))
 
 
-def test_overviews_of_mixed_sizes() -> None:
-    pictures = [torch.rand(3, h, w) * 2 - 1 for h, w in ((37, 511), (64, 64), (10, 3))]
-    picture = before_after_grid([(p, p) for p in pictures], side=32)
-    assert picture.shape == (3, 2 * 34 + 2, 3 * 34 + 2)
-    assert image_grid([torch.stack(pictures[1:2] * 2)]).shape == (3, 64 + 4, 2 * 66 + 2)
-
-
-@pytest.mark.parametrize("size", [(37, 511), (1, 1), (32, 32), (33, 31)])
-def test_codec_pads_and_crops_back(tiny: Callable[[str], Path], size: tuple[int, int]) -> None:
-    autoencoder = DiffusionCheckpoint(str(tiny("epsilon"))).autoencoder()
-    image = torch.rand(2, 3, *size) * 2 - 1
-    z = autoencoder.encode(image)
-    assert z.shape == (2, 4, -(-size[0] // 4), -(-size[1] // 4))
-    assert autoencoder.decode(z, size).shape == image.shape
-
-
-def test_codec_scales_as_diffusers_does(tiny: Callable[[str], Path]) -> None:
-    autoencoder = DiffusionCheckpoint(str(tiny("epsilon"))).autoencoder()
-    image = torch.rand(1, 3, 32, 32) * 2 - 1
-    vae = autoencoder.network
-    with torch.no_grad():
-        want = vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
-        torch.testing.assert_close(autoencoder.encode(image), want)
-        back = vae.decode(want / vae.config.scaling_factor).sample.clamp(-1, 1)
-    torch.testing.assert_close(autoencoder.decode(want), back)
-
-
-def test_a_labelled_grid_has_a_row_for_each_picture_and_a_head() -> None:
-    columns = {
-        "red": [torch.tensor([1.0, -1, -1]).view(3, 1, 1).expand(3, 5, 9)] * 2,
-        "a name of many words": [torch.zeros(3, 8, 8)],
-    }
-    grid = labelled_grid(columns, side=40, gap=4)
-    head = grid.shape[1] - 2 * 40 - 4
-    assert grid.shape[2] == 2 * 40 + 4
-    assert head >= 14 * 3
-    assert (grid[:, head + 20, 20] == torch.tensor([1.0, -1, -1])).all()  # padded, in the middle
-    assert (grid[:, head + 2, 20] == 1).all()
-    assert (grid[:, head + 44 + 20, 64] == 1).all()  # no second picture here
-    named = labelled_grid(columns, ["one", "two"], side=40, gap=4)
-    torch.testing.assert_close(named[..., 44:], grid)
-    assert (named[:, head : head + 40, :40] < 0).any()
-
-
-def test_rounded_is_what_a_file_gives_back(tmp_path: Path) -> None:
+def test_rounded_equals_a_png_round_trip(tmp_path: Path) -> None:
     image = torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
     save_image(image, tmp_path / "a.png")
     assert torch.equal(read_image(tmp_path / "a.png"), rounded(image))

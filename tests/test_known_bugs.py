@@ -3,9 +3,9 @@
 A test of its own, elsewhere:
 - a mask that SDS heeds and DDS ignores: test_optimize.py, test_masks_work_with_every_loss
 - a contrastive term that looks at the first image alone: test_contrastive.py, test_gradient_is_that_of_a_slow_implementation...
-- the same noise on every rank: test_tasks.py and test_training.py, ranks against one process
+- the same noise on every rank: test_tasks.py and test_data_batches.py, ranks against one process
 - a v-prediction model taken for one that predicts noise: test_teacher.py
-- a non-finite gradient papered over by nan_to_num: test_sentinels.py, steps are skipped and named
+- a non-finite gradient papered over by nan_to_num: test_training_sentinels.py, steps are skipped and named
 
 Here: options that are read and never passed on, branches that nobody ever ran, guidance that is off by one, and a picture
 decoded at every step for nothing.

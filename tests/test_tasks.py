@@ -10,8 +10,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 from configuration import configure
-from test_training import build, fit, trainer
 from torch import Tensor
+from training_runs import build, fit, trainer
 
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.scores import score_edit

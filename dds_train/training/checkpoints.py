@@ -52,7 +52,7 @@ class Checkpoints(Checkpoint):
     """last.ckpt and step-0000500.ckpt, every `every` training steps and after the last one.
 
     Args:
-        keep: number of step-*.ckpt on disk, the newest ones; those of earlier runs in `folder` count.
+        keep: number of step-*.ckpt on disk, at least 1, the newest ones; those of earlier runs in `folder` count.
     """
 
     def __init__(self, folder: Path, every: int, keep: int) -> None:
@@ -69,12 +69,11 @@ class Checkpoints(Checkpoint):
         if step == self._saved or (step % self.every and step < trainer.max_steps):
             return
         self._saved = step
-        if self.keep:
-            trainer.save_checkpoint(self.folder / f"step-{step:07d}.ckpt")
+        trainer.save_checkpoint(self.folder / f"step-{step:07d}.ckpt")
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if trainer.is_global_zero:
             oldest_first = sorted(self.folder.glob("step-*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path))
-            for path in oldest_first[: max(0, len(oldest_first) - self.keep)]:
+            for path in oldest_first[: -self.keep]:
                 path.unlink()
 
 

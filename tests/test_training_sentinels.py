@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_training import build, fit, latents, trainer
 from torch import Tensor
+from training_runs import build, fit, latents, trainer
 
 from dds_train.distillation import LOSSES
 from dds_train.distillation.inject import inject
@@ -27,7 +27,7 @@ def outside(z_target: Tensor) -> set[str]:
     return {name for name, value in measured.items() if not RANGES[name][0] <= value <= RANGES[name][1]}
 
 
-def test_each_sentinel_fires_for_its_own_fault() -> None:
+def test_each_sentinel_fires_for_its_own_failure() -> None:
     assert outside(NUDGED) == set()
     assert outside(NUDGED[:1].expand_as(Z) + 0.01 * Z) == {"diversity"}
     assert outside(Z + 1e-3) == {"copy"}
@@ -92,7 +92,7 @@ def test_a_collapsing_run_is_stopped_with_the_reason(tiny: Callable[[str], Path]
         fit(module, trainer(tmp_path, 300, more=[watch]))
 
 
-def test_a_warning_run_goes_on_and_says_it_once(
+def test_a_warning_is_printed_once_and_training_continues(
     tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = build(tiny("epsilon"), optimizer=lambda p: torch.optim.AdamW(p, lr=0.0))
@@ -102,10 +102,10 @@ def test_a_warning_run_goes_on_and_says_it_once(
     assert running.global_step == 8
     printed = capsys.readouterr().out
     assert printed.count("copy is") == 1
-    assert "step 4," in printed  # half way, and not before
+    assert "step 4," in printed  # half of the steps
 
 
-def test_a_step_that_is_not_finite_changes_nothing(
+def test_a_step_with_a_non_finite_gradient_changes_nothing(
     tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights after steps 1, 2, 3 of which the second explodes, against the same without the second."""
@@ -138,7 +138,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
         fit(module, trainer(tmp_path / "all", 50, limit_val_batches=0))
 
 
-def test_bad_samples_are_written_down_and_too_many_stop_the_run(tmp_path: Path) -> None:
+def test_bad_samples_are_recorded_and_too_many_stop_the_run(tmp_path: Path) -> None:
     class Data:
         size = 10
         held_out: Any = {"bad": ["0.png: broken"]}  # noqa: RUF012
@@ -155,7 +155,7 @@ def test_bad_samples_are_written_down_and_too_many_stop_the_run(tmp_path: Path) 
         callback.on_train_batch_end(Run(), module, None, {"bad": ["7.png: broken"]}, 1)  # type: ignore[arg-type]
 
 
-def test_nonsense_is_refused() -> None:
+def test_unknown_actions_sentinels_and_ranges_are_refused() -> None:
     with pytest.raises(ValueError, match="take warn or stop"):
         Sentinels("shout", 1, 0, RANGES)
     with pytest.raises(ValueError, match="no sentinel 'colour'"):
