@@ -80,6 +80,7 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     ([*FIT, "loss=pds"], "loss.stride=-5", "loss.stride=-5: must be at least 1"),
     ([*FIT, "loss=pds"], "t_range=[1,500]", "give FIRST of at least that"),
     ([*FIT, "loss=nfsd"], "loss.negative=null", "loss.negative=null: expected text"),
+    (FIT, "loss=vsd", "loss=vsd: fits a second model"),
     (FIT, "teacher=sd_15", "did you mean 'sd15'"),
     (FIT, "teacher.dtype=float8", "take auto, float32"),
     (FIT, "data=folder", "fit needs data.path=..."),

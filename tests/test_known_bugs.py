@@ -12,6 +12,7 @@ decoded at every step for nothing.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from configuration import configure
 from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
-from dds_train import build
 from dds_train.cli.conf import CONF
 from dds_train.commands import optimize
 from dds_train.diffusion import Autoencoder, DiffusionCheckpoint
 from dds_train.distillation import Condition, Prompt
 from dds_train.distillation.guidance import guided_eps
+from dds_train.distillation.losses import loss_options, make_loss
+from dds_train.methods.student import LoRAStudent
 
 OTHER = {"weight": "sigma2", "pools": [2], "patches": 8, "clean_below": 950, "stride": 5, "iterations": 1}
 OPTIONS = [
@@ -48,11 +50,11 @@ def test_every_option_of_every_loss_arrives(tiny: Callable[[str], Path], loss: s
     source, target = Condition(first, null, negative), Condition(second, null, negative)
 
     def gradient(**changed: Any) -> Tensor:
-        made = build.build_loss({**build.load_loss(loss, {}), **changed}, parts)
+        made = make_loss(loss, student=partial(LoRAStudent, parts), **changed)
         made(teacher, draws[1], draws[0], source, target, torch.tensor([300, 900]), draws[2], 3.0)  # for vsd, which learns
         return made(teacher, draws[0], draws[1], source, target, torch.tensor([300, 900]), draws[2], 3.0).grad
 
-    usual = build.load_loss(loss, {})[option]
+    usual = loss_options(loss)[option]
     assert not torch.equal(gradient(), gradient(**{option: OTHER[option] if option in OTHER else usual * 2 + 1}))
 
 

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"runs", "diffusion", "translator", "evaluation", "images"},
     "cli": {"images", "data", "critters", "runs"},
 }
-ALLOWED["commands"] = {*ALLOWED, "build", "demo"}
+ALLOWED["commands"] = {*ALLOWED, "demo"}
 
 
 def imported_rooms(file: Path) -> set[str]:
@@ -55,7 +55,7 @@ def test_mathematics_imports_torch_and_nothing_else() -> None:
 def test_only_the_training_room_and_the_door_know_lightning() -> None:
     for file in PACKAGE.rglob("*.py"):
         knows = "pytorch_lightning" in file.read_text()
-        at_home = file.parent.name == "training" or file.name in ("build.py", "fit.py", "main.py")
+        at_home = file.parent.name == "training" or file.name == "fit.py"
         assert at_home or not knows, file
 
 

@@ -22,7 +22,7 @@ from dds_train.errors import UserError
 from dds_train.training.memory import PeakMemory
 from dds_train.training.tasks import TaskBank
 from dds_train.training.validation import CritterValidation
-from dds_train.translator import Task, TranslatorConfig, all_prompts
+from dds_train.translator import Task, TranslatorConfig, all_prompts, make_tasks
 
 THREE = {name: Task("a cat", f"a {name}", f"to a {name}") for name in ("lion", "dog", "bear")}
 
@@ -128,10 +128,9 @@ def test_a_table_from_disk_is_not_read_until_it_is_used(tmp_path: Path) -> None:
 
 
 def test_tasks_from_the_configuration() -> None:
-    from dds_train.build import build_tasks
-
     def made(*overrides: str) -> dict[str, Task]:
-        return build_tasks(configure("fit", "source=a cat", "target=a lion", *overrides))
+        config = configure("fit", "source=a cat", "target=a lion", *overrides)
+        return make_tasks(**config.model_dump(include={"tasks", "source", "target", "instruction"}))
 
     assert made() == {"edit": Task("a cat", "a lion", "a lion")}
     assert made("instruction=roar") == {"edit": Task("a cat", "a lion", "roar")}
@@ -144,7 +143,8 @@ def test_tasks_from_the_configuration() -> None:
 @pytest.mark.parametrize("data", ["synthetic", "shards", "folder", "critters"])
 def test_an_experiment_works_with_every_data_source(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """cat2many says how to draw its images; with images from elsewhere that is beside the point."""
-    from dds_train.build import build_source
+    from dds_train.cli.instantiate import make
+    from dds_train.data.source import make_source
     from dds_train.data.synthesis import recipe_for, synthesize
 
     monkeypatch.setenv("DDS_CACHE", str(tmp_path))
@@ -153,7 +153,8 @@ def test_an_experiment_works_with_every_data_source(data: str, tmp_path: Path, m
     synthesize(checkpoint, recipe, tmp_path / "shards", batch_size=2)
     path = {"shards": tmp_path / "shards", "folder": Path(__file__).parents[1] / "data" / "examples"}.get(data)
     config = configure("fit", "+experiment=cat2many", f"data={data}", *([f"data.path={path}"] if path else []))
-    source: Any = build_source(config.data, [], checkpoint)
+    constructor = make(config.data)
+    source: Any = make_source(constructor.func, constructor.keywords, checkpoint, ["a cat"])
     found = source.recipe.prompts if data == "synthetic" else source.dataset()
     assert len(found) == {"synthetic": 1024, "shards": 2, "folder": 8, "critters": 1024}[data]
 

@@ -9,11 +9,9 @@ import torch
 from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
-from dds_train import build
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import LOSSES, Condition, NoiseSchedule, Prompt, make_loss
 from dds_train.distillation.variational import VariationalLoss
-from dds_train.errors import UserError
 from dds_train.methods.optimize import optimize_latent
 from dds_train.methods.student import LoRAStudent
 
@@ -91,8 +89,3 @@ def test_each_run_starts_anew(tiny: Callable[[str], Path]) -> None:
         runs.append(last.z)
     assert torch.equal(*runs)
     assert not torch.allclose(runs[0], Z)
-
-
-def test_fit_refuses_stateful_losses() -> None:
-    with pytest.raises(UserError, match="in no checkpoint and on no other rank"):
-        build.build_loss(build.load_loss("vsd", {}))

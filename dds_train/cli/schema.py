@@ -739,6 +739,14 @@ def check_first_timestep(loss: Any, t_range: Sequence[int]) -> Problems:
         yield "t_range", f"loss={loss.name} looks back loss.stride={stride} timesteps; give FIRST of at least that"
 
 
+def check_stateful_loss(loss: Any, trainer: Section) -> Problems:
+    if loss.name == "vsd":
+        yield (
+            "loss",
+            "fits a second model, whose state would be in no checkpoint; take loss=dds, or optimize",
+        )
+
+
 def check_channels(translator: Section) -> Problems:
     if isinstance(translator, UNetTranslator):
         levels = len(translator.channels)
@@ -795,6 +803,7 @@ CROSS_CHECKS: tuple[Callable[..., Problems], ...] = (
     check_tasks_per_image,
     check_caption_instruction,
     check_first_timestep,
+    check_stateful_loss,
     check_channels,
     check_best_metric,
     check_validation_truth,

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from dds_train import build
 from dds_train.cli.schema import EvaluateConfig
-from dds_train.diffusion.device import find_device
+from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.device import find_device, find_dtype
 from dds_train.errors import UserError
 from dds_train.evaluation.configured import configured_methods
 from dds_train.evaluation.evaluate import evaluate
@@ -42,7 +42,7 @@ def run(config: EvaluateConfig) -> None:
         inception=config.fid,
         seed=config.seed,
     )
-    teacher = build.build_checkpoint(config.teacher, device)
+    teacher = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
     settings = {
         "teacher": teacher.digest(),
         "dtype": str(teacher.dtype),
@@ -52,11 +52,11 @@ def run(config: EvaluateConfig) -> None:
     }
 
     def context() -> MethodContext:
-        return MethodContext(build.build_checkpoint(config.teacher, device), config.seed)
+        return MethodContext(DiffusionCheckpoint(config.teacher.path, device, teacher.dtype), config.seed)
 
     with Record(output_dir, "evaluate") as record:
         record.claim(settings, growing=["methods"])
-        build.save_config(config, output_dir)
+        config.save(output_dir)
         evaluation = evaluate(items, methods, context, build_metrics(options), record, config.batch_size)
         kind = "critters" if config.image is None else f"images of {config.image}"
         table = write_outputs(output_dir, evaluation, f"{len(items)} {kind}, teacher {config.teacher.path}", config.rows)

@@ -17,8 +17,8 @@ def run(config: SynthesizeConfig) -> None:
     rank, world_size = rank_and_world()
     device, folder, clip = find_rank_device(config.device), Path(config.output_dir), config.clip
     checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
-    given = {name: task.model_dump() for name, task in config.tasks.items()}
-    tasks = make_tasks(given, config.source, config.target, config.instruction) if config.target or given else {}
+    prompt_settings = config.model_dump(include={"tasks", "source", "target", "instruction"})
+    tasks = make_tasks(**prompt_settings) if config.target or config.tasks else {}
     templates = config.prompts or list(dict.fromkeys([task.source for task in tasks.values()] or [str(config.source)]))
     prompts = fill_all(*read_prompts(templates, config.words), config.count, config.seed)
     filtered = {"score": f"CLIP {clip.model}", "least": clip.least, "tries": clip.tries} if clip.model else {}

@@ -7,6 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def make_augment(flip: bool, zoom: float) -> "FlipAndZoom | None":
+    """An augmentation, or None if it would change nothing."""
+    return FlipAndZoom(flip, zoom) if flip or zoom < 1 else None
+
+
 @dataclass(frozen=True)
 class FlipAndZoom:
     """Random horizontal flips and random crops, resized to the image's size.

@@ -19,6 +19,10 @@ Sample = dict[str, Tensor]
 ERRORS_OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
+# Options by which an experiment samples its images: meaningless for a source of other images.
+SAMPLING = {"prompts", "words", "count", "guidance", "steps", "batch_size", "seed", "cache"}
+
+
 class Source(Protocol):
     """A source of training images. Its constructor gets the teacher's checkpoint if it has a parameter `checkpoint`."""
 
@@ -68,14 +72,15 @@ def make_source(
 
     Args:
         make: its constructor.
-        options: arguments of the constructor.
+        options: arguments of the constructor; those of `SAMPLING` may be too many.
         checkpoint: the teacher's, for a parameter of that name.
         prompts: for a parameter of that name whose option is not set.
 
     Raises:
         UserError: for options that the constructor does not take.
     """
-    parameters, arguments = inspect.signature(make).parameters, dict(options)
+    parameters = inspect.signature(make).parameters
+    arguments = {name: value for name, value in options.items() if name in parameters or name not in SAMPLING}
     if "checkpoint" in parameters:
         arguments["checkpoint"] = checkpoint
     if "prompts" in parameters and not arguments.get("prompts"):

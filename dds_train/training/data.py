@@ -36,6 +36,14 @@ class SourceData(pl.LightningDataModule):
         self.size, self.augments = len(training), augment is not None
         self._training = PositionedDataset(dataset, training, seed, augment)
 
+    def check_latents(self, shape: tuple[int, ...]) -> None:
+        """Refuse latents that a teacher of this shape [C,h,w] cannot take, or that would have to be augmented."""
+        z = self.held_out.get("z")
+        if z is not None and z.shape[1] != shape[0]:
+            raise UserError(f"data: latents of {z.shape[1]} channels, the teacher's have {shape[0]}; take their own teacher")
+        if z is not None and self.augments:
+            raise UserError("augment: needs images, and this data set has latents; take data.latents=false, or leave it out")
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches

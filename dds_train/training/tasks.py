@@ -6,10 +6,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dds_train.diffusion import PromptTable
+from dds_train.data.shards import ShardSource
+from dds_train.data.source import Source
+from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.distillation.guidance import Condition
 from dds_train.distillation.prompt import Prompt
-from dds_train.translator import Task
+from dds_train.translator import Task, all_prompts
+
+
+def embed_tasks(
+    tasks: Mapping[str, Task], source: Source, checkpoint: DiffusionCheckpoint, negative: str | None = None
+) -> "TaskBank":
+    """The tasks with their prompts, from the table beside the shards; the text encoder is loaded only for prompts that are not
+    there, and released."""
+    captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
+    table = (source.prompts if isinstance(source, ShardSource) else None) or PromptTable({})
+    prompts = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
+    table = table.completed(prompts, checkpoint.text_encoder)
+    checkpoint.release("text_encoder")
+    return TaskBank.embed(tasks, table, captions, negative)
 
 
 @dataclass(frozen=True)
