@@ -739,7 +739,7 @@ def check_first_timestep(loss: Any, t_range: Sequence[int]) -> Problems:
         yield "t_range", f"loss={loss.name} looks back loss.stride={stride} timesteps; give FIRST of at least that"
 
 
-def check_stateful_loss(loss: Any, trainer: Section) -> Problems:
+def check_stateful_loss(loss: Any, held_out: int) -> Problems:  # of fit, which alone has held_out
     if loss.name == "vsd":
         yield (
             "loss",
