@@ -261,3 +261,15 @@ def test_several_processes_synthesize_together_only_as_ranks_of_one_run(
         assert 0 in codes
         assert all("in use by synthesize (process " in text for text in refused)
         assert set(codes) <= {0, 2}
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_an_exported_folder_is_that_of_one_translator_and_format(world: Path) -> None:
+    command = ("export", "ckpt=translator", "output_dir=out")
+    run(*command, cwd=world)
+    run(*command, "examples=images/0.png", cwd=world)
+    before = contents(world / "out")
+    assert "format=safetensors (now diffusers)" in run(*command, "format=diffusers", cwd=world, code=2)
+    assert contents(world / "out") == before

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from dds_train.errors import UserError
+from dds_train.runs.record import RECORD
+
+LOCAL = [".*", RECORD]  # locks, and a record with paths of this machine
 
 
 def upload(folder: Path, repository: str) -> str:
@@ -18,7 +21,7 @@ def upload(folder: Path, repository: str) -> str:
 
     try:
         HfApi().create_repo(repository, exist_ok=True)
-        return str(HfApi().upload_folder(repo_id=repository, folder_path=folder))
+        return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=LOCAL))
     except Exception as error:  # whatever the hub's client raises when it cannot deliver
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"push={repository}: the hub did not take {folder} ({reason}); log in with: hf auth login") from error
