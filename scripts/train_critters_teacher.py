@@ -253,7 +253,8 @@ def train_vae(data: CaptionedImages, args: argparse.Namespace) -> AutoencoderKL:
             noise = torch.randn(posterior.mean.shape, generator=rng).to(args.device)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        return nn.functional.mse_loss(decoded.float(), images) + args.kl * kl
+        output: Tensor = nn.functional.mse_loss(decoded.float(), images) + args.kl * kl
+        return output
 
     @torch.no_grad()
     def round_trip() -> dict[str, float]:
@@ -274,7 +275,8 @@ def encode(vae: AutoencoderKL, images: Tensor, args: argparse.Namespace) -> Tens
     cache = args.work / f"latents-{args.start.name if args.start else args.vae_steps}.pt"
     if not cache.exists():
         torch.save(torch.cat([vae.encode(to_unit(b, args.device)).latent_dist.mode().cpu() for b in images.split(64)]), cache)
-    return torch.load(cache, weights_only=True)
+    output: Tensor = torch.load(cache, weights_only=True)
+    return output
 
 
 # ---------------------------------------------------------------- UNet and text encoder
@@ -346,7 +348,8 @@ def train_unet(
             text = text_encoder(tokens[caption].to(args.device)).last_hidden_state
             v = unet((alpha * z + sigma * eps).to(args.device), t.to(args.device), text).sample
         error = (v.float() - (alpha * eps - sigma * z).to(args.device)).square().mean((1, 2, 3))
-        return (weight * error).mean()
+        output: Tensor = (weight * error).mean()
+        return output
 
     def export() -> dict[str, float]:
         averaged: Any = stage.ema.module

@@ -77,7 +77,8 @@ class Canvas:
         p, q = (self.u - x) / rx, (self.v - y) / ry
         k = np.sqrt(p * p + q * q)
         slope = np.sqrt((p / rx) ** 2 + (q / ry) ** 2)
-        return k * (k - 1) / np.maximum(slope, 1e-9)
+        result: Array = k * (k - 1) / np.maximum(slope, 1e-9)
+        return result
 
     def polygon(self, *points: tuple[float, float]) -> Array:
         """Distance to a convex polygon, points in clockwise order as seen on the screen."""

@@ -182,7 +182,8 @@ class ShardDataset(Dataset[Sample]):
             except ValueError as error:
                 raise UserError(f"{sample.name}.json: not JSON ({error})") from error
             if isinstance(record, dict) and isinstance(record.get("prompt"), str):
-                return record["prompt"]
+                text: str = record["prompt"]
+                return text
         if "txt" in sample.members:
             return " ".join(self._read(sample, "txt").decode(errors="replace").split())
         raise UserError(f"{sample.name}: no caption (.json with a prompt, or .txt), and a task has {{caption}} in its prompts")

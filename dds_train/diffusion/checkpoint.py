@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -36,6 +36,8 @@ WEIGHTS = (
     "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class DiffusionCheckpoint:
             family.check(*(self._config(part) for part in (family.denoiser, "vae", "text_encoder")))
         except ValueError as error:
             raise UserError(f"teacher.path={self.path}: {error}; supported: {family.name}") from error
-        return Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network
+        result: nn.Module = Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network
+        return result
 
     def sampler(self) -> DPMSolverMultistepScheduler:
         """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
@@ -119,10 +122,11 @@ class DiffusionCheckpoint:
         root = self._folder(*folders)
         return digest({name: _part_digests(root / name) for name in folders})
 
-    def _once(self, name: str, load: Callable[[], Any]) -> Any:
+    def _once(self, name: str, load: Callable[[], T]) -> T:
         if name not in self._loaded:
             self._loaded[name] = load()
-        return self._loaded[name]
+        loaded: T = self._loaded[name]
+        return loaded
 
     def _load_teacher(self) -> Teacher:
         network, scheduler = self.load_denoiser(), self._load("scheduler", DDIMScheduler)
@@ -218,6 +222,7 @@ def _part_digests(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
     except (OSError, ValueError) as error:
         raise UserError(f"teacher: {path} cannot be read as JSON: {error}") from error

@@ -21,7 +21,8 @@ class Frozen:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        result: torch.device = next(self.network.parameters()).device
+        return result
 
     def to(self, device: torch.device | str) -> Self:
         self.network.to(device)

@@ -59,7 +59,8 @@ def make_loss(name: str, student: StudentFactory | None = None, **options: Any) 
 
 def lowest_timestep(name: str, **options: Any) -> int:
     """The smallest t that the loss can be evaluated at: one with a `stride` looks back that many timesteps."""
-    return {**loss_options(name), **options}.get("stride", 0)
+    number: int = {**loss_options(name), **options}.get("stride", 0)
+    return number
 
 
 def loss_options(name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def read_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-class TranslatorPipeline(DiffusionPipeline):
+class TranslatorPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Edits a picture in one pass: ``z + strength * unet(z, 0, instruction)`` between an encoder and a decoder.
 
     Args:

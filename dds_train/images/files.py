@@ -95,7 +95,8 @@ def from_pil(image: Image.Image) -> Tensor:
 
 def to_pil(image: Tensor) -> Image.Image:
     """Pixels [3,H,W] in [-1,1] -> 8-bit RGB, rounded to the nearest level."""
-    return to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte())
+    result: Image.Image = to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte())
+    return result
 
 
 def rounded(image: Tensor) -> Tensor:

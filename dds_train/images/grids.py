@@ -17,7 +17,8 @@ from dds_train.runs.files import atomic_write
 
 def image_grid(rows: Sequence[Tensor]) -> Tensor:
     """Rows of images of one size, each [N,3,H,W], as one image [3,H',W'] with white borders. Only the last may be shorter."""
-    return make_grid(torch.cat([*rows]), nrow=len(rows[0]), pad_value=1)
+    output: Tensor = make_grid(torch.cat([*rows]), nrow=len(rows[0]), pad_value=1)
+    return output
 
 
 def save_animation(frames: Sequence[Tensor], path: str | Path, fps: int = 8) -> None:

@@ -69,7 +69,8 @@ def feathered(mask: Tensor, radius: float) -> Tensor:
     reach, (height, width) = math.ceil(2 * radius), mask.shape[-2:]
     padded = F.pad(mask, (reach,) * 4, mode="replicate")
     soft = gaussian_blur(padded, [2 * reach + 1] * 2, [radius / 2] * 2)[..., reach : reach + height, reach : reach + width]
-    return mask * (2 * soft - 1).clamp(0, 1)
+    output: Tensor = mask * (2 * soft - 1).clamp(0, 1)
+    return output
 
 
 def on_background(image: Tensor, mask: Tensor, before: Tensor, after: Tensor) -> Tensor:

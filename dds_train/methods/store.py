@@ -35,7 +35,8 @@ class TensorStore(MutableMapping[str, Tensor]):
         row = self.database.execute("SELECT value FROM tensors WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise KeyError(key)
-        return load(row[0])["value"]
+        output: Tensor = load(row[0])["value"]
+        return output
 
     def __setitem__(self, key: str, value: Tensor) -> None:
         blob = save({"value": value.detach().cpu().contiguous()})

@@ -29,7 +29,8 @@ def file_digest(path: str | Path) -> str:
     entry = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     large = before["size"] >= CACHE_FROM
     if large and (known := _read_entry(entry)) and known["file"] == before:
-        return known["sha256"]
+        text: str = known["sha256"]
+        return text
     value = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -35,7 +35,7 @@ def run_stamp() -> str:
 
 
 def _agree(own: str, host: str, port: int, rank: int, world: int) -> str:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     # torchrun's agent serves the store; elsewhere rank 0 does, and shares the port with the process group later.
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

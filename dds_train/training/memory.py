@@ -20,7 +20,7 @@ class PeakMemory(TorchDispatchMode):
     """Counts the bytes of all tensors made inside the block, while they live; `peak` is their maximum."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
@@ -60,7 +60,8 @@ class _Attention(torch.autograd.Function):
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    return _Attention.apply(query, key, value)
+    output: Tensor = _Attention.apply(query, key, value)
+    return output
 
 
 def step_bytes(
@@ -107,4 +108,5 @@ def step_bytes(
                 prompts = Prompt({"text": torch.empty(evaluations, tokens, network.text_dim, dtype=teacher_dtype)})
                 family.denoise(teacher, z_t, torch.zeros(evaluations, dtype=torch.long), prompts)
             translated.sum().backward()
-    return memory.peak
+    number: int = memory.peak
+    return number

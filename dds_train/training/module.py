@@ -115,7 +115,8 @@ class DistillationModule(pl.LightningModule):
     def translate(self, z_source: Tensor, task: Tensor) -> Tensor:
         """The full edits, [B*M,C,h,w], of latents [B,C,h,w]: M tasks for each, those of one image following one another."""
         z = z_source.repeat_interleave(len(task) // len(z_source), dim=0)
-        return self.translator(z, self.tasks.instruction[task], torch.ones(len(z), device=z.device))
+        output: Tensor = self.translator(z, self.tasks.instruction[task], torch.ones(len(z), device=z.device))
+        return output
 
     def repeat_task(self, task: int, count: int) -> Tensor:
         """Task number `task` for `count` images, [count]."""
@@ -124,7 +125,8 @@ class DistillationModule(pl.LightningModule):
     def encode(self, batch: dict[str, Any]) -> Tensor:
         """{"z": latents [B,C,h,w]} or {"image": pixels [B,3,H,W] in [-1,1]} -> latents [B,C,h,w]."""
         if "z" in batch:
-            return batch["z"].to(self.device)
+            output: Tensor = batch["z"].to(self.device)
+            return output
         assert self.autoencoder is not None, "batches of pixels need a VAE"
         return self.autoencoder.encode(batch["image"])
 

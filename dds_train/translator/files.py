@@ -130,7 +130,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         state = _read_checkpoint(path)["state_dict"]
         return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     try:
-        return load_file(path / WEIGHTS)
+        result: dict[str, torch.Tensor] = load_file(path / WEIGHTS)
+        return result
     except Exception as error:  # the reader has no public error type
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"ckpt={path}: {WEIGHTS} cannot be read: {reason}") from error

@@ -104,7 +104,7 @@ class _Shared:
     def predict(self, z: Tensor, prompt: Prompt, head: nn.Module) -> Tensor:
         """The denoiser's output at timestep 0, with adapters and with `head` in place of its last layer, [B,C,h,w]."""
 
-        def replace(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def replace(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Any:
             return head(inputs[0].to(next(head.parameters()).dtype))
 
         handle = self.denoiser.get_submodule(self.family.last_layer).register_forward_hook(replace)

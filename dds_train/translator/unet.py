@@ -74,7 +74,8 @@ class UNetTranslator(nn.Module):
         """z [B,C,h,w] scaled latents, B prompts, strength [B] -> [B,C,h,w]."""
         t = torch.zeros(len(z), dtype=torch.long, device=z.device)
         change = self.unet(z, t, encoder_hidden_states=prompt["text"]).sample
-        return z + strength.view(-1, 1, 1, 1) * change.to(z.dtype)
+        output: Tensor = z + strength.view(-1, 1, 1, 1) * change.to(z.dtype)
+        return output
 
     def plain_unet(self) -> UNet2DConditionModel:
         """The change at full strength is ``unet(z, 0, text)``."""

@@ -20,16 +20,19 @@ class DenoiserShape(NamedTuple):
 
 def kl_factor(config: Config) -> int:
     """Pixels per latent of an AutoencoderKL."""
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    number: int = 2 ** (len(config["block_out_channels"]) - 1)
+    return number
 
 
 def kl_encode(vae: Any, image: Tensor) -> Tensor:
     """The posterior's mode, scaled to about unit variance."""
-    return (vae.encode(image).latent_dist.mode() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    output: Tensor = (vae.encode(image).latent_dist.mode() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return output
 
 
 def kl_decode(vae: Any, z: Tensor) -> Tensor:
-    return vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+    output: Tensor = vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+    return output
 
 
 @dataclass(frozen=True)

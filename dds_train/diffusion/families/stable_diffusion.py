@@ -50,7 +50,8 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
 
 
 def denoise(unet: Any, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
-    return unet(z_t, t, encoder_hidden_states=prompt["text"]).sample
+    output: Tensor = unet(z_t, t, encoder_hidden_states=prompt["text"]).sample
+    return output
 
 
 def self_attention(unet: Any) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]:

@@ -13,7 +13,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     metric = FrechetInceptionDistance(feature=Features(a.shape[1])).set_dtype(torch.float64)
     metric.update(a, real=True)
     metric.update(b, real=False)
-    return metric.compute().item()
+    value: float = metric.compute().item()
+    return value
 
 
 def fid_metric(inception: InceptionNetwork) -> Metric:

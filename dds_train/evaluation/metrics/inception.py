@@ -58,7 +58,8 @@ class Inception:
 
     def _run(self, images: list[Tensor]) -> Tensor:
         x = (torch.stack(images).to(self.device) - 128) / 128
-        return self.network.layers.forward(x).flatten(1).double().cpu()
+        output: Tensor = self.network.layers.forward(x).flatten(1).double().cpu()
+        return output
 
 
 def clean_resize(image: Tensor) -> Tensor:

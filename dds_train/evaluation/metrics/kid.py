@@ -22,7 +22,8 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, _ = metric.compute()
-    return mean.item()
+    value: float = mean.item()
+    return value
 
 
 def kid_metric(inception: InceptionNetwork, seed: int) -> Metric:

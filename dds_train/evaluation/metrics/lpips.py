@@ -49,7 +49,8 @@ class Lpips:
         """[B,3,H,W] in [-1,1], twice -> [B]. NaN below 31 pixels, of which too little reaches the last layer."""
         if min(a.shape[-2:]) < 31:
             return torch.full((len(a),), torch.nan, dtype=torch.float64)
-        return self.net(a.float().to(self.device), b.float().to(self.device)).view(len(a)).double().cpu()
+        output: Tensor = self.net(a.float().to(self.device), b.float().to(self.device)).view(len(a)).double().cpu()
+        return output
 
 
 def lpips_metrics(nets: Sequence[str], device: str, hub_dir: str | None) -> list[Metric]:

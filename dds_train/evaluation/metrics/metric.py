@@ -41,7 +41,8 @@ class Sharing:
         """`compute(self)`, computed once."""
         if compute not in self._shared:
             self._shared[compute] = compute(self)
-        return self._shared[compute]
+        result: T = self._shared[compute]
+        return result
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dds_train.errors import UserError
 from dds_train.evaluation.metrics.attributes_kept import ACCESSORIES, BACKDROP, FUR, SPECIES
@@ -84,8 +85,8 @@ class Unavailable:
 
 def load_networks(metrics: Iterable[Metric]) -> tuple[list[Metric], list[Unavailable]]:
     """Metrics whose networks load, or that need none; and the others, by network."""
-    failed: dict[Network, str] = {}
-    missing: dict[Network, list[str]] = {}
+    failed: dict[Network[Any], str] = {}
+    missing: dict[Network[Any], list[str]] = {}
     available = []
     for metric in metrics:
         if metric.network and metric.network not in failed:
