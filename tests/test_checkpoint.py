@@ -193,3 +193,15 @@ def test_parts_are_loaded_once_and_forgotten_on_release(folder: Path) -> None:
     first = checkpoint.text_encoder()
     checkpoint.release("text_encoder")
     assert checkpoint.text_encoder() is not first
+
+
+def test_a_denoiser_needs_neither_vae_nor_text_encoder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """As training on latents and embedded prompts does; what the UNet alone shows is still checked."""
+    for part in ("scheduler", "model_index.json"):
+        (tmp_path / part).symlink_to(tiny("epsilon") / part)
+    shutil.copytree(tiny("epsilon") / "unet", tmp_path / "unet")
+    assert DiffusionCheckpoint(str(tmp_path)).teacher().latent_shape[0] == 4
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
+    with pytest.raises(UserError, match="maps 9 channels to 4"):
+        DiffusionCheckpoint(str(tmp_path)).teacher()

@@ -85,7 +85,9 @@ class DiffusionCheckpoint:
         """A frozen denoising network of the caller's own, not the one that `teacher` returns."""
         family = self.family
         try:
-            family.check(*(self._config(part) for part in (family.denoiser, "vae", "text_encoder")))
+            # Training on latents and embedded prompts needs neither VAE nor text encoder.
+            others = (self._config(part) if (self._folder() / part).is_dir() else {} for part in ("vae", "text_encoder"))
+            family.check(self._config(family.denoiser), *others)
         except ValueError as error:
             raise UserError(f"teacher.path={self.path}: {error}; supported: {family.name}") from error
         result: nn.Module = Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network

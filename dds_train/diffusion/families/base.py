@@ -45,7 +45,7 @@ class Family:
     last_layer: str  # of that network: a LoRA translator's head takes its place
     lora_targets: tuple[str, ...]  # names of the layers that get adapters by default
     shape: Callable[[Config], DenoiserShape]
-    check: Callable[[Config, Config, Config], None]  # (denoiser, VAE, text encoder); ValueError for what is not supported
+    check: Callable[[Config, Config, Config], None]  # (denoiser, VAE, text encoder), {} if absent; ValueError if not supported
     embed: Callable[[Any, Sequence[str]], Prompt]  # (pipeline of text parts alone, prompts); "" is the null prompt
     denoise: Callable[[Any, Tensor, Tensor, Prompt], Tensor]  # (network, z_t [N,C,h,w], t [N], N prompts) -> [N,C,h,w]
     # The decoder's self-attention layers, each group with the module that gets their input as [N,width,h',w']; for loss cds.

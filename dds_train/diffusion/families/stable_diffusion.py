@@ -22,7 +22,8 @@ def shape(unet: Config) -> DenoiserShape:
 
 
 def check(unet: Config, vae: Config, text_encoder: Config) -> None:
-    channels, inputs, outputs = vae["latent_channels"], unet["in_channels"], unet["out_channels"]
+    inputs, outputs = unet["in_channels"], unet["out_channels"]
+    channels, width = vae.get("latent_channels", outputs), text_encoder.get("hidden_size", unet["cross_attention_dim"])
     if (inputs, outputs) != (channels, channels):
         raise ValueError(
             f"its UNet maps {inputs} channels to {outputs}, the VAE's latents have {channels}: "
@@ -31,10 +32,9 @@ def check(unet: Config, vae: Config, text_encoder: Config) -> None:
     extra = [key for key in EXTRA_INPUTS if unet.get(key) is not None]
     if extra:
         raise ValueError(f"its UNet has inputs besides latent, timestep and prompt ({extra[0]}={unet[extra[0]]})")
-    if unet["cross_attention_dim"] != text_encoder["hidden_size"]:
+    if unet["cross_attention_dim"] != width:
         raise ValueError(
-            f"its UNet reads prompts of width {unet['cross_attention_dim']}, "
-            f"its text encoder writes width {text_encoder['hidden_size']}"
+            f"its UNet reads prompts of width {unet['cross_attention_dim']}, its text encoder writes width {width}"
         )
 
 
