@@ -79,7 +79,7 @@ def within_memory(edit: Callable[[Sequence[T]], Iterable[Tensor]], items: Sequen
         return list(edit(items))
     except torch.OutOfMemoryError as error:
         if len(items) == 1:
-            raise UserError(f"one picture does not fit into the device's memory; {remedy}") from error
+            raise UserError(f"one image does not fit into the device's memory; {remedy}") from error
     torch.cuda.empty_cache()
     half = len(items) // 2
     return within_memory(edit, items[:half], remedy) + within_memory(edit, items[half:], remedy)

@@ -17,16 +17,16 @@ from dds_train.translator import Task
 
 
 class CritterValidation(Callback):
-    """Edits unseen critters with the averaged weights and logs, for each task whose truth is known and as means over these,
-    val/gap_closed and val/edit_accuracy (see `CritterScores`).
+    """Metrics of edits of unseen critters by the averaged weights: val/gap_closed and val/edit_accuracy (see `CritterScores`).
 
-    Must come before `EMA` among the callbacks, whose hook puts the raw weights back.
+    Logged for each task with ground truth, and as means over these. Must come before `EMA` among the callbacks, whose hook
+    restores the raw weights.
 
     Args:
         tasks: those with `truth` are scored.
-        codec: between pictures and latents.
-        count: critters.
-        sources: parameters of all of them, such as ``{"species": "cat"}``.
+        autoencoder: the VAE, between images and latents.
+        count: number of critters.
+        sources: parameters of all critters, such as ``{"species": "cat"}``.
     """
 
     def __init__(self, tasks: Mapping[str, Task], autoencoder: Autoencoder, count: int, sources: Mapping[str, Any]) -> None:
