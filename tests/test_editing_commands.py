@@ -126,7 +126,7 @@ def test_export(tiny: Callable[[str], Path], tmp_path: Path) -> None:
         assert files | {"README.md", "examples.png"} <= {path.name for path in (tmp_path / form).iterdir()}
         assert ("differs from PyTorch by at most" in printed) == (form == "onnx")
         card = (tmp_path / form / "README.md").read_text()
-        assert "4 steps of 2 images" in card
+        assert "4 training steps of 2 images" in card
         assert "grad_rms" in card
     run("predict", "ckpt=safetensors", "image=cat.png", "output_dir=lion", cwd=tmp_path)
     for wrong, says in (("format=pt", "take safetensors"), ("push=nobody/nothing", "the hub did not take")):
