@@ -46,7 +46,7 @@ def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
     assert is_edit_list(str(folder / "lists"))
     (entry,) = read_edit_list(folder / "lists")
     assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (folder / "a.png", folder / "b.png")
-    images_or_edit_list(str(folder / "lists"))  # has no pictures itself
+    images_or_edit_list(str(folder / "lists"))  # has no images itself
     (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
     with pytest.raises(ValueError, match=r"line 2: truth='none\.png': no such file"):
         images_or_edit_list(str(folder / "lists"))
@@ -120,7 +120,7 @@ def test_masks_of_many_images_come_from_a_folder(folder: Path) -> None:
         plan(str(folder / "b.png"), mask=str(folder / "masks"))
 
 
-def test_a_mask_is_white_where_to_edit_and_fits_the_picture(folder: Path) -> None:
+def test_a_mask_is_white_where_to_edit_and_fits_the_image(folder: Path) -> None:
     mask = Image.new("L", (40, 20), 3)
     mask.paste(255, (20, 0, 40, 20))
     mask.save(folder / "m.png")

@@ -1,4 +1,4 @@
-"""predict on pictures as people have them: large, transparent, with profiles, in folders."""
+"""predict on large and transparent images, images with colour profiles, and folders."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ def test_alpha_comes_back_and_looks_right_on_white(tmp_path: Path) -> None:
     assert (read_image(tmp_path / "b.png") - image).abs().max() <= 2.1 / 127.5
 
 
-def test_alpha_is_scaled_with_the_picture(tmp_path: Path) -> None:
+def test_alpha_is_scaled_with_the_image(tmp_path: Path) -> None:
     alpha = torch.zeros(1, 40, 20)
     alpha[:, 20:] = 1
     save_image(noise(3, 20, 10), tmp_path / "a.png", AlphaAndProfile(alpha))
@@ -115,20 +115,20 @@ def exported(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 
 def test_three_lines(exported: Path, tmp_path: Path) -> None:
     translator = Translator.from_pretrained(exported, device="cpu")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8))
-    picture.save(tmp_path / "a.png")
-    lion = translator(picture)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    lion = translator(image)
     assert isinstance(lion, Image.Image)
-    assert lion.size == picture.size
+    assert lion.size == image.size
     assert np.array_equal(np.asarray(lion), np.asarray(translator(tmp_path / "a.png", task="lion")))
     assert np.array_equal(np.asarray(lion), np.asarray(translator(str(tmp_path / "a.png"), "a lion", 1.0)))
-    assert not np.array_equal(np.asarray(lion), np.asarray(translator(picture, "a lion", 0.3)))
+    assert not np.array_equal(np.asarray(lion), np.asarray(translator(image, "a lion", 0.3)))
     pixels = translator(read_image(tmp_path / "a.png"))
     assert isinstance(pixels, Tensor)
     assert pixels.shape == (3, 37, 50)
 
 
-def test_no_strength_is_the_codec_alone(exported: Path) -> None:
+def test_strength_zero_is_the_vae_round_trip(exported: Path) -> None:
     translator, images = Translator.from_pretrained(exported, device="cpu"), noise(2, 3, 20, 24)
     autoencoder = translator.autoencoder
     torch.testing.assert_close(
@@ -142,7 +142,7 @@ def test_another_teacher_is_refused(exported: Path) -> None:
         Translator.from_pretrained(exported, device="cpu", teacher="bundled")
 
 
-def test_squares_must_fit_the_codec(exported: Path) -> None:
+def test_tiles_must_fit_the_vae(exported: Path) -> None:
     translator = Translator.from_pretrained(exported, device="cpu")
     for tile, overlap in ((33, 8), (32, 32)):
         with pytest.raises(UserError, match="tile="):
@@ -189,7 +189,7 @@ def test_writing_behind_records_what_is_written_and_nothing_else() -> None:
     with WriteBehind(workers=3) as writer:
         for number in range(20):
             writer.put(partial(write, number), partial(then, number))
-            assert len(writer.waiting) <= writer.most
+            assert len(writer.waiting) <= writer.limit
     assert recorded == list(range(20))
 
     recorded.clear()
@@ -207,19 +207,19 @@ def test_writing_behind_records_what_is_written_and_nothing_else() -> None:
 def test_what_memory_does_not_hold_is_edited_in_parts() -> None:
     sizes: list[int] = []
 
-    def edit(items: Sequence[int], most: int) -> Tensor:
-        if len(items) > most:
+    def edit(items: Sequence[int], limit: int) -> Tensor:
+        if len(items) > limit:
             raise torch.OutOfMemoryError
         sizes.append(len(items))
         return torch.tensor(items)
 
-    found = within_memory(partial(edit, most=2), range(7), "rest")
+    found = within_memory(partial(edit, limit=2), range(7), "rest")
     assert [int(one) for one in found] == list(range(7))
     assert max(sizes) == 2
     with pytest.raises(UserError, match=r"does not fit .*; take a smaller one"):
-        within_memory(partial(edit, most=0), range(7), "take a smaller one")
+        within_memory(partial(edit, limit=0), range(7), "take a smaller one")
 
 
-def test_batches_hold_pictures_of_one_size() -> None:
+def test_batches_hold_images_of_one_size() -> None:
     sizes = {"a": (8, 8), "b": (8, 9), "c": (8, 8), "d": (8, 8), "e": (8, 9)}
     assert list(batches(list(sizes), sizes.__getitem__, 2)) == [["a", "c"], ["d"], ["b", "e"]]

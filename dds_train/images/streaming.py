@@ -1,4 +1,4 @@
-"""What keeps the device busy: reading ahead, writing behind, and batches as large as its memory holds."""
+"""Input and output in threads, and batches that fit the device's memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +16,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def batches(items: Sequence[T], size_of: Callable[[T], tuple[int, int]], most: int) -> Iterator[list[T]]:
-    """Pictures of one size together, at most so many."""
+def batches(items: Sequence[T], size_of: Callable[[T], tuple[int, int]], limit: int) -> Iterator[list[T]]:
+    """Items of one size together, up to `limit` of them."""
     for _, alike in groupby(sorted(items, key=size_of), key=size_of):
-        some = list(alike)
-        yield from (some[start : start + most] for start in range(0, len(some), most))
+        same = list(alike)
+        yield from (same[start : start + limit] for start in range(0, len(same), limit))
 
 
 def read_ahead(read: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
@@ -45,12 +45,12 @@ class WriteBehind:
     """
 
     def __init__(self, workers: int = 4) -> None:
-        self.pool, self.most = ThreadPoolExecutor(workers), 2 * workers
+        self.pool, self.limit = ThreadPoolExecutor(workers), 2 * workers
         self.waiting: deque[tuple[Future[None], Callable[[], None]]] = deque()
 
     def put(self, write: Callable[[], None], then: Callable[[], None]) -> None:
         self.waiting.append((self.pool.submit(write), then))
-        while self.waiting and (self.waiting[0][0].done() or len(self.waiting) > self.most):
+        while self.waiting and (self.waiting[0][0].done() or len(self.waiting) > self.limit):
             self._finish_first()
 
     def _finish_first(self) -> None:
