@@ -122,6 +122,15 @@ def test_two_processes_train_one_translator(tiny: Callable[[str], Path], tmp_pat
         torch.testing.assert_close(both[name], one[name], atol=2e-4, rtol=1e-3)
 
 
+def test_a_sweep_trains_every_job_on_all_devices(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    sweep = ("-m", "loss=dds,sds", "trainer.devices=2", "trainer.strategy=ddp", "batch_size=1")
+    printed = fit(tiny("epsilon"), tmp_path, *sweep, "trainer.max_steps=2")
+    assert printed.count("done in") == 2
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["0", "1"]
+    weights = [tmp_path / "run" / job / "translator" / "translator.safetensors" for job in ("0", "1")]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
 def test_ctrl_c_and_kill_save_and_say_so(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     teacher = tiny("epsilon")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
