@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 cat2lion: $(VENV)/.installed
 	$(RUN) dds_train fit +experiment=cat2lion output_dir=$(OUT)
 	$(RUN) dds_train predict ckpt=$(OUT)/translator image=data/examples output_dir=$(OUT)/examples
-	@echo "Cats above, lions below: $(OUT)/examples/before_after.png (during training: $(OUT)/pictures)"
+	@echo "Cats above, lions below: $(OUT)/examples/before_after.png (during training: $(OUT)/previews)"
 
 test: $(VENV)/.installed
 	$(RUN) ruff check .

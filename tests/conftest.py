@@ -66,7 +66,7 @@ def build_pipeline(prediction_type: str) -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """prediction type -> the folder of a saved pipeline with latents of 8 x 8 and a codec of factor 4."""
+    """prediction type -> the folder of a saved pipeline with latents of 8 x 8 and a VAE of factor 4."""
     folders: dict[str, Path] = {}
 
     def get(prediction_type: str = "epsilon") -> Path:

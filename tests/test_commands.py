@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def odd_pictures(tmp_path: Path) -> Path:
+def odd_images(tmp_path: Path) -> Path:
     """What people really have."""
-    folder = tmp_path / "my pictures"
+    folder = tmp_path / "my photos"
     (folder / "sub").mkdir(parents=True)
     cat = Image.fromarray(render(critter(5, species="cat"), 64))
     exif = Image.Exif()
@@ -37,9 +37,9 @@ def odd_pictures(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_optimize_fit_predict(tiny: Callable[[str], Path], tmp_path: Path, odd_pictures: Path, kind: str) -> None:
+def test_optimize_fit_predict(tiny: Callable[[str], Path], tmp_path: Path, odd_images: Path, kind: str) -> None:
     teacher = tiny(kind)
-    run("optimize", *PROMPTS, f"teacher.path={teacher}", f"image={odd_pictures}", "steps=3", "output_dir=edited", cwd=tmp_path)
+    run("optimize", *PROMPTS, f"teacher.path={teacher}", f"image={odd_images}", "steps=3", "output_dir=edited", cwd=tmp_path)
     sizes = {"rotated (1)": (40, 60), "cmyk": (64, 64), "sub/palette": (64, 64), "sixteen=16": (64, 64), "wide": (511, 37)}
     for name, size in sizes.items():
         for suffix in ("", "_before_after", "_steps"):
@@ -49,14 +49,14 @@ def test_optimize_fit_predict(tiny: Callable[[str], Path], tmp_path: Path, odd_p
     fit(teacher, tmp_path)
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     assert sorted({int(row["step"]) for row in rows}) == [0, 1, 2, 3]
-    assert sorted(p.name for p in (tmp_path / "run" / "pictures").iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert sorted(p.name for p in (tmp_path / "run" / "previews").iterdir()) == ["step-0000002.png", "step-0000004.png"]
     assert (tmp_path / "run" / "config.yaml").exists()
 
     # predict must not need the UNet: it is gone.
     (teacher / "unet").rename(teacher / "gone")
     try:
         for ckpt in ("run/translator", "run/checkpoints/last.ckpt"):
-            run("predict", f"ckpt={ckpt}", f"image={odd_pictures}", f"output_dir=by {Path(ckpt).name}", cwd=tmp_path)
+            run("predict", f"ckpt={ckpt}", f"image={odd_images}", f"output_dir=by {Path(ckpt).name}", cwd=tmp_path)
     finally:
         (teacher / "gone").rename(teacher / "unet")
     for name, size in sizes.items():
@@ -150,7 +150,7 @@ def test_ctrl_c_and_kill_save_and_say_so(tiny: Callable[[str], Path], tmp_path: 
         assert not (tmp_path / number.name / "translator").exists()
 
 
-def test_shards_train_without_codec_and_text_encoder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_shards_train_without_vae_and_text_encoder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """synthesize, then fit with a teacher of which only UNet and scheduler are left."""
     teacher, tasks = tiny("epsilon"), ("tasks.lion.target=a lion", "tasks.dog.target=a dog, sitting")
     words = (
@@ -170,7 +170,7 @@ def test_shards_train_without_codec_and_text_encoder(tiny: Callable[[str], Path]
         (bare / part).symlink_to(teacher / part)
     fit(bare, tmp_path, "data=shards", "data.path=cats", "source=a cat", "target=null", *tasks, "tasks_per_image=2")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bare", "cats", "run"]
-    assert (tmp_path / "run" / "pictures" / "step-0000004.png").exists()
+    assert (tmp_path / "run" / "previews" / "step-0000004.png").exists()
     run("predict", "ckpt=run/translator", "image=cats/preview.png", f"teacher.path={teacher}", cwd=tmp_path, code=2)
     run("predict", "ckpt=run/translator", "image=cats/preview.png", "task=dog", f"teacher.path={teacher}", cwd=tmp_path)
     printed = fit(bare, tmp_path, "data=shards", "data.path=cats", "source=a new one", "output_dir=new", code=2)
@@ -179,12 +179,12 @@ def test_shards_train_without_codec_and_text_encoder(tiny: Callable[[str], Path]
 
 
 @pytest.mark.parametrize("kind", ["lora", "teacher_init"])
-def test_translators_made_of_the_teacher(tiny: Callable[[str], Path], tmp_path: Path, odd_pictures: Path, kind: str) -> None:
+def test_translators_made_of_the_teacher(tiny: Callable[[str], Path], tmp_path: Path, odd_images: Path, kind: str) -> None:
     teacher = tiny("epsilon")
     more = (f"translator={kind}", "gradient_checkpointing=true", "trainer.accumulate_grad_batches=2")
     fit(teacher, tmp_path, *more, "trainer.max_steps=2")
     assert "resuming from" in fit(teacher, tmp_path, *more)
-    run("predict", "ckpt=run/translator", f"image={odd_pictures}", "output_dir=edited", cwd=tmp_path)
+    run("predict", "ckpt=run/translator", f"image={odd_images}", "output_dir=edited", cwd=tmp_path)
     held = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(("adapters" in name) or ("head" in name) for name in held) == (kind == "lora")
 
@@ -209,8 +209,8 @@ def test_loggers(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     assert list((tmp_path / "wandb" / "wandb").glob("offline-run*"))
 
 
-def test_the_users_own_pictures(tiny: Callable[[str], Path], tmp_path: Path, odd_pictures: Path) -> None:
-    fit(tiny("epsilon"), tmp_path, "data=folder", f"data.path={odd_pictures}", "held_out=1")
+def test_the_users_own_images(tiny: Callable[[str], Path], tmp_path: Path, odd_images: Path) -> None:
+    fit(tiny("epsilon"), tmp_path, "data=folder", f"data.path={odd_images}", "held_out=1")
     assert (tmp_path / "run" / "translator" / "config.json").exists()
 
 

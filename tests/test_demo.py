@@ -29,7 +29,7 @@ def ckpt(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def photo(tmp_path: Path) -> Path:
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     image = Image.fromarray(coarse).resize((80, 61), Image.Resampling.BICUBIC)
     exif = image.getexif()
@@ -64,11 +64,11 @@ def url(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_the_page_edits_as_the_translator_does(url: str, ckpt: Path, picture: Path) -> None:
+def test_the_page_edits_as_the_translator_does(url: str, ckpt: Path, photo: Path) -> None:
     client, translator = Client(url, verbose=False), Translator.from_pretrained(ckpt, device="cpu")
     sizes = set()
     for task, words, strength in (("lion", "", 1.0), ("dog", "", 1.0), ("dog", "", 0.4), (OWN_PROMPT, "a bear", 1.0)):
-        (before, after), result, note = client.predict(handle_file(picture), task, words, strength, api_name="/edit")
+        (before, after), result, note = client.predict(handle_file(photo), task, words, strength, api_name="/edit")
         result = result["value"] if isinstance(result, dict) else result
         shown, edited = Image.open(after), Image.open(result)
         assert np.array_equal(np.asarray(shown), np.asarray(edited))
@@ -84,7 +84,7 @@ def test_the_page_edits_as_the_translator_does(url: str, ckpt: Path, picture: Pa
 
 
 @pytest.mark.slow
-def test_a_file_that_is_no_picture_is_refused_in_words(url: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_refused_in_words(url: str, tmp_path: Path) -> None:
     client = Client(url, verbose=False)
     for name, content in (("cat.jpg", b"<html>not found</html>"), ("notes.txt", b"hello"), ("cut.png", b"\x89PNG\r\n\x1a\n")):
         (tmp_path / name).write_bytes(content)
@@ -104,7 +104,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)")
-def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> None:
+def test_in_a_browser(url: str, ckpt: Path, photo: Path, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.remote.webelement import WebElement
@@ -123,7 +123,7 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
     def find(selector: str) -> WebElement:
         return driver.find_element(By.CSS_SELECTOR, selector)
 
-    def pictures() -> list[np.ndarray]:
+    def images() -> list[np.ndarray]:
         """What the slider shows, by the browser's own decoding."""
         script = """
             return [...document.querySelectorAll('#both img')].map(image => {
@@ -140,15 +140,15 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
         return [np.array(values, np.uint8).reshape(height, width, 4)[..., :3] for height, width, values in found]
 
     def others(than: list[np.ndarray]) -> list[np.ndarray]:
-        now = pictures()
+        now = images()
         assert not np.array_equal(now[1], than[1])
         return now
 
     try:
         driver.get(url)
         wait_for(lambda: find("#image input[type=file]"))
-        find("#image input[type=file]").send_keys(str(picture))
-        first = wait_for(pictures)
+        find("#image input[type=file]").send_keys(str(photo))
+        first = wait_for(images)
         loaded = driver.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
         assert [one for one in loaded if not one.startswith((url, "blob:", "data:"))] == []  # nothing from elsewhere
         assert first[0].shape == first[1].shape == (70, 53, 3)
@@ -173,12 +173,12 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
         assert os.path.basename(str(saved)) == "my cat-dog.png"
         assert np.array_equal(np.asarray(Image.open(str(saved)).convert("RGB")), third[1])
 
-        # A picture to try, with one click.
+        # An example, with one click.
         find("#examples img").click()
         red = wait_for(lambda: others(third))
         assert np.array_equal(red[0], np.broadcast_to([255, 0, 0], (40, 40, 3)))
 
-        # Not a picture: said so, in words, and the page goes on working.
+        # Not an image: a message, and the page goes on working.
         (tmp_path / "cat.jpg").write_bytes(b"<html>not found</html>")
         find("#image button[aria-label*=lear], #image button[aria-label*=emove]").click()
         wait_for(lambda: find("#image input[type=file]")).send_keys(str(tmp_path / "cat.jpg"))  # type: ignore[attr-defined]
@@ -187,7 +187,7 @@ def test_in_a_browser(url: str, ckpt: Path, picture: Path, tmp_path: Path) -> No
         assert "cat.jpg: not a readable image" in find("#note").text
         find("#image button[aria-label*=lear], #image button[aria-label*=emove]").click()
         time.sleep(0.5)
-        wait_for(lambda: find("#image input[type=file]")).send_keys(str(picture))  # type: ignore[attr-defined]
+        wait_for(lambda: find("#image input[type=file]")).send_keys(str(photo))  # type: ignore[attr-defined]
         again = wait_for(lambda: others(red))
         assert np.array_equal(again[0], first[0])
     finally:

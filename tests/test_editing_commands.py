@@ -54,7 +54,7 @@ def test_a_list_of_edits(tiny: Callable[[str], Path], folder: Path, loss: str) -
         assert sum(1 for _ in ImageSequence.Iterator(gif)) >= 5
         assert len(imageio.v3.imread(out / f"{name}_steps.mp4")) >= 5
 
-    # Outside the masks not one bit has changed, at the picture's own resolution; inside it has.
+    # Outside the masks not one bit has changed, at the image's own resolution; inside it has.
     before, mask = pixels(folder / "2.png"), pixels(folder / "mask.png") > 0
     after = pixels(out / "2-a-photo-of-a-lion.png")
     assert after.shape == before.shape

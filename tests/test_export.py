@@ -1,4 +1,4 @@
-"""Exported translators run without this package and give the same picture."""
+"""Exported translators run without this package and give the same image."""
 
 import json
 import subprocess
@@ -44,21 +44,19 @@ def translator(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> T
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def photo(tmp_path: Path) -> Path:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)).save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
 
 
 @pytest.mark.parametrize("read_rgb", [standalone_diffusers.read_rgb, standalone_onnx.read_rgb])
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "1", "I;16"])
-def test_pictures_of_all_kinds_are_read_as_here(read_rgb: Callable[[Image.Image], np.ndarray], mode: str) -> None:
+def test_images_of_all_kinds_are_read_as_here(read_rgb: Callable[[Image.Image], np.ndarray], mode: str) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
-    picture = (
-        Image.fromarray(levels).convert(mode) if mode != "I;16" else Image.fromarray(levels[..., 0].astype(np.uint16) * 250)
-    )
+    photo = Image.fromarray(levels).convert(mode) if mode != "I;16" else Image.fromarray(levels[..., 0].astype(np.uint16) * 250)
     if mode == "P":
-        picture.info["transparency"] = 3
-    assert np.array_equal(read_rgb(picture), np.asarray(to_pil(from_pil(picture))))
+        photo.info["transparency"] = 3
+    assert np.array_equal(read_rgb(photo), np.asarray(to_pil(from_pil(photo))))
 
 
 def difference(one: Path, other: Image.Image) -> int:
@@ -76,24 +74,24 @@ def test_adapters_merge_into_a_plain_unet(translator: Translator) -> None:
         torch.testing.assert_close(translator.network(z, Prompt({"text": text}), torch.ones(2)) - z, expected)
 
 
-def test_a_diffusers_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:
+def test_a_diffusers_folder_runs_alone(translator: Translator, photo: Path, tmp_path: Path) -> None:
     export_diffusers(tmp_path / "folder", translator.network, translator.config, translator.checkpoint)
     code = f"""{ALONE}
 from diffusers import DiffusionPipeline
 from PIL import Image
 folder = {str(tmp_path / "folder")!r}
 pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder + "/pipeline.py", trust_remote_code=True)
-pipe(Image.open({str(picture)!r}), task="dog", strength=0.7).save({str(tmp_path / "dog.png")!r})
-pipe(Image.open({str(picture)!r}), task="lion").save({str(tmp_path / "lion.png")!r})
+pipe(Image.open({str(photo)!r}), task="dog", strength=0.7).save({str(tmp_path / "dog.png")!r})
+pipe(Image.open({str(photo)!r}), task="lion").save({str(tmp_path / "lion.png")!r})
 try:
-    pipe(Image.open({str(picture)!r}))
+    pipe(Image.open({str(photo)!r}))
     raise SystemExit("several tasks, and none was asked for")
 except ValueError:
     pass
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
     for name, strength in (("dog", 0.7), ("lion", 1.0)):
-        expected = translator(picture, task=name, strength=strength)
+        expected = translator(photo, task=name, strength=strength)
         assert isinstance(expected, Image.Image)
         assert difference(tmp_path / f"{name}.png", expected) <= 1
     assert difference(tmp_path / "dog.png", Image.open(tmp_path / "lion.png")) > 1
@@ -101,7 +99,7 @@ except ValueError:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("translator", ["lora"], indirect=True)  # the others are plain UNets from the start
-def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_path: Path) -> None:
+def test_an_onnx_folder_runs_alone(translator: Translator, photo: Path, tmp_path: Path) -> None:
     checked = export_onnx(tmp_path / "folder", translator.network, translator.config, translator.checkpoint)
     assert checked.difference < 0.1
     assert len({shape[0] for shape in checked.shapes}) > 1
@@ -113,7 +111,7 @@ def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_pa
     for name, strength in (("dog", 0.7), ("lion", 1.0)):
         options = ["cat.png", f"{name}.png", "--task", name, "--strength", str(strength)]
         subprocess.run([*command, *options], check=True, cwd=tmp_path, capture_output=True)
-        expected = translator(picture, task=name, strength=strength)
+        expected = translator(photo, task=name, strength=strength)
         assert isinstance(expected, Image.Image)
         assert difference(tmp_path / f"{name}.png", expected) <= 1
     assert json.loads((tmp_path / "folder" / "settings.json").read_text())["tasks"] == ["lion", "dog"]
@@ -121,7 +119,7 @@ def test_an_onnx_folder_runs_alone(translator: Translator, picture: Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("translator", ["unet"], indirect=True)
-def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, picture: Path, tmp_path: Path) -> None:
+def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, photo: Path, tmp_path: Path) -> None:
     export_translator(tmp_path / "translator", translator.network, translator.config)
     scores = {"PSNR": {"mean": "inf", "count": 3}, "gap closed": {"mean": 0.5, "count": 3}}
     methods = {"identity": scores, "dds": scores, "translator a": {"gap closed": {"mean": 0.71234}}}

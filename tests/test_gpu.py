@@ -17,7 +17,7 @@ def parts_on(device: str) -> DiffusionCheckpoint:
     return DiffusionCheckpoint("bundled", device, torch.float16 if device == "cuda" else torch.float32)
 
 
-def test_half_precision_gives_the_same_picture() -> None:
+def test_half_precision_gives_the_same_image() -> None:
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     results = []
     for device in ("cpu", DEVICE):

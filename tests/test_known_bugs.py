@@ -7,7 +7,7 @@ A test of its own, elsewhere:
 - a v-prediction model taken for one that predicts noise: test_teacher.py
 - a non-finite gradient papered over by nan_to_num: test_training_sentinels.py, steps are skipped and named
 
-Here: options that are read and never passed on, branches that nobody ever ran, guidance that is off by one, and a picture
+Here: options that are read and never passed on, branches that nobody ever ran, guidance that is off by one, and an image
 decoded at every step for nothing.
 """
 

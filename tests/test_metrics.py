@@ -417,8 +417,8 @@ def test_kernel_distance_by_its_formula() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_inception_sees_pictures_as_clean_fid_scales_them(tmp_path: Path) -> None:
-    """Within rounding of Pillow's own scaling of 8-bit pictures, which does not alias: stripes of one pixel become gray."""
+def test_inception_sees_images_as_clean_fid_scales_them(tmp_path: Path) -> None:
+    """Within rounding of Pillow's own scaling of 8-bit images, which does not alias: stripes of one pixel become gray."""
     rng = np.random.default_rng(0)
     levels = rng.integers(60, 200, (400, 350, 3), np.uint8)
     image = torch.from_numpy(levels).permute(2, 0, 1).float() / 127.5 - 1

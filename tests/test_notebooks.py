@@ -19,7 +19,7 @@ def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     assert len([one for one in outputs if {"image/png", "text/markdown"} & set(one.get("data", {}))]) >= 5
 
 
-def test_notebooks_are_shown_with_their_pictures() -> None:
+def test_notebooks_are_shown_with_their_images() -> None:
     assert NOTEBOOKS
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells

@@ -143,7 +143,7 @@ def test_a_feather_stays_within_the_mask(radius: float) -> None:
     assert soft.shape == mask.shape
     assert (soft[mask == 0] == 0).all()
     assert soft.max() <= 1
-    torch.testing.assert_close(soft[0, 0, 20, 30:], torch.ones(20), atol=1e-3, rtol=0)  # inside, and at the picture's edge
+    torch.testing.assert_close(soft[0, 0, 20, 30:], torch.ones(20), atol=1e-3, rtol=0)  # inside, and at the image's edge
     edge = soft[0, 0, 20, 15:30]
     assert (edge.diff() >= -1e-6).all()
     assert (edge[0] < 0.9) == (radius >= 1)
@@ -159,7 +159,7 @@ def test_background_is_unchanged_bit_for_bit() -> None:
     assert torch.equal(out[outside], image[outside])
     wanted = (image + 0.5 * (after - before)).clamp(-1, 1)
     torch.testing.assert_close(out[~outside], wanted[~outside])
-    # What the codec loses of an image that is not edited comes back, also when it worked on a smaller one.
+    # What the VAE loses of an image that is not edited comes back, also when it worked on a smaller one.
     small = torch.randn(1, 3, 15, 10)
     assert torch.equal(on_background(image, torch.ones_like(mask), small, small), image)
 

@@ -176,7 +176,7 @@ def test_a_finished_run_stays_as_it_is(tiny: Callable[[str], Path], tmp_path: Pa
         assert printed.strip().count("\n") == 0, printed
         assert contents(tmp_path / "run") == before
 
-    for part in ("pictures", "translator"):
+    for part in ("previews", "translator"):
         shutil.rmtree(tmp_path / "run" / part)
     fit(teacher, tmp_path)  # only exports
     assert contents(tmp_path / "run")["translator/translator.safetensors"] == before["translator/translator.safetensors"]

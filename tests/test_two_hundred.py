@@ -1,4 +1,4 @@
-"""Two hundred pictures as people have them go through predict: none fails, and none comes out turned or mirrored."""
+"""Two hundred images as people have them go through predict: none fails, and none comes out turned or mirrored."""
 
 import itertools
 from pathlib import Path
@@ -33,34 +33,34 @@ def slope(width: int, height: int, order: np.ndarray) -> Image.Image:
     return Image.fromarray(levels.astype(np.uint8))
 
 
-def write(path: Path, picture: Image.Image, mode: str, orientation: int, profile: bytes | None) -> None:
+def write(path: Path, image: Image.Image, mode: str, orientation: int, profile: bytes | None) -> None:
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     elif mode in ("RGBA", "LA"):
-        alpha = Image.linear_gradient("L").resize(picture.size).point(lambda value: 128 + value // 2)
-        picture = picture.convert(mode)
-        picture.putalpha(alpha)
+        alpha = Image.linear_gradient("L").resize(image.size).point(lambda value: 128 + value // 2)
+        image = image.convert(mode)
+        image.putalpha(alpha)
     else:
-        picture = picture.convert(mode)
-    exif = picture.getexif()
+        image = image.convert(mode)
+    exif = image.getexif()
     exif[0x0112] = orientation
     path.parent.mkdir(parents=True, exist_ok=True)
     keep = {"icc_profile": profile} if profile and mode in ("RGB", "RGBA") and path.suffix in (".jpg", ".png", ".webp") else {}
-    picture.save(path, **({} if path.suffix in (".bmp", ".gif") else {"exif": exif}), **keep)
+    image.save(path, **({} if path.suffix in (".bmp", ".gif") else {"exif": exif}), **keep)
 
 
 @pytest.mark.slow
-def test_two_hundred_pictures(tmp_path: Path) -> None:
+def test_two_hundred_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kinds = itertools.cycle([(suffix, mode) for suffix, modes in MODES.items() for mode in modes])
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for number, (suffix, mode) in zip(range(200), kinds, strict=False):
         width, height = (int(side) for side in np.exp(rng.uniform(np.log(9), np.log(400), 2)))
-        picture = slope(width, height, rng.permutation(3))
+        image = slope(width, height, rng.permutation(3))
         path = tmp_path / "photos" / FOLDERS[number % 4] / f"{number:03d} {NAMES[number % 5]}{suffix}"
-        write(path, picture, mode, number % 8 + 1, profile if number % 3 == 0 else None)
+        write(path, image, mode, number % 8 + 1, profile if number % 3 == 0 else None)
 
-    # A translator that was not trained yet leaves everything as it is: the codec alone speaks.
+    # A translator that was not trained yet leaves everything as it is: the VAE alone changes them.
     parts = DiffusionCheckpoint("bundled")
     width = parts.text_encoder().embed("")["text"].shape[-1]
     network = UNetTranslator(parts.autoencoder().channels, width, channels=[16], attention=[False], depth=1, heads=1, groups=8)
@@ -78,7 +78,7 @@ def test_two_hundred_pictures(tmp_path: Path) -> None:
                 upright = ImageOps.exif_transpose(file)
                 assert orientation == 1  # a viewer does not turn it again
                 assert result.size == upright.size, name
-                if min(result.size) >= 16:  # of less the codec keeps too little to tell
+                if min(result.size) >= 16:  # of smaller ones the VAE keeps too little to tell
                     assert is_upright(np.asarray(from_pil(result)), np.asarray(from_pil(upright))), name
 
 

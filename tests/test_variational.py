@@ -31,7 +31,7 @@ def conditions() -> tuple[Condition, Condition]:
 
 
 class PointStudent:
-    """Believes in one picture for each index, which it learns."""
+    """Believes in one image for each index, which it learns."""
 
     def __init__(self, noise: NoiseSchedule) -> None:
         self.schedule, self.point = noise, torch.zeros(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)

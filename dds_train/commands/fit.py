@@ -75,6 +75,6 @@ def run(config: FitConfig) -> None:
             translator_config=TranslatorConfig(tasks=tasks, teacher=checkpoint.path, translator=translator.config),
         )
         shown = (config.preview, config.preview_every, config.validation.count, config.validation.source)
-        previews = make_previews(record.folder / "pictures", source, data, checkpoint, tasks, *shown)
+        previews = make_previews(record.folder / "previews", source, data, checkpoint, tasks, *shown)
         size = summary(module, config.batch_size, config.trainer.precision, config.gradient_checkpointing)
         train(trainer, module, data, claim, previews, size, config.save)

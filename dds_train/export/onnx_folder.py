@@ -21,7 +21,7 @@ LARGEST = 8192  # pixels of a side
 
 
 class PixelsToPixels(nn.Module):
-    """Codec, translator, codec."""
+    """VAE encoder, translator, VAE decoder."""
 
     def __init__(self, autoencoder: Autoencoder, unet: nn.Module) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class PixelsToPixels(nn.Module):
 @dataclass(frozen=True)
 class Checked:
     difference: float  # the largest between onnxruntime's pixels and PyTorch's, in levels of 0 to 255
-    shapes: list[tuple[int, ...]]  # of the pictures it was measured on
+    shapes: list[tuple[int, ...]]  # of the images it was measured on
 
 
 def export_onnx(folder: Path, network: TranslatorNetwork, card: TranslatorConfig, parts: DiffusionCheckpoint) -> Checked:
     """translator.onnx, the tasks' prompt embeddings (tasks.npz), settings.json and run.py. Batch, height and width may be any
-    that the networks' strides divide. Ends with a run of the file by onnxruntime on pictures of several shapes."""
+    that the networks' strides divide. Ends with a run of the file by onnxruntime on images of several shapes."""
     unet, autoencoder, text = network.plain_unet(), parts.autoencoder(), parts.text_encoder()
     graph = PixelsToPixels(autoencoder, unet.to(autoencoder.device)).eval()
     multiple = autoencoder.factor * network.stride

@@ -26,7 +26,7 @@ def read_rgb(image: Image.Image) -> np.ndarray:
 
 
 class TranslatorPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Edits a picture in one pass: ``z + strength * unet(z, 0, instruction)`` between an encoder and a decoder.
+    """Edits an image in one pass: ``z + strength * unet(z, 0, instruction)`` between an encoder and a decoder.
 
     Args:
         tasks: name -> the instruction that the translator was trained with.
@@ -56,10 +56,10 @@ class TranslatorPipeline(DiffusionPipeline):  # type: ignore[misc]
         tokens = self.tokenizer(instruction, padding="max_length", truncation=True, return_tensors="pt")
         text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
-        picture = read_rgb(image)
+        rgb = read_rgb(image)
         multiple = 2 ** (len(self.vae.config["block_out_channels"]) + len(self.unet.config["block_out_channels"]) - 2)
-        height, width = picture.shape[:2]
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        height, width = rgb.shape[:2]
+        pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 127.5 - 1
         pixels = torch.nn.functional.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
         scale, shift = self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0

@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=1.0)
     args = parser.parse_args()
 
-    picture = read_rgb(Image.open(args.image))
-    height, width = picture.shape[:2]
+    rgb = read_rgb(Image.open(args.image))
+    height, width = rgb.shape[:2]
     multiple = settings["multiple"]  # sides have to be multiples of it
-    pixels = picture.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    pixels = rgb.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
     pixels = np.pad(pixels, ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)), mode="edge")
     text = np.load(FOLDER / "tasks.npz")[args.task]
 

@@ -21,7 +21,7 @@ FREE = (
 )  # fmt: skip
 # Files of a run, which resume=never moves aside.
 FILES = (
-    "checkpoints", "translator", "pictures", "metrics*.csv", "config.yaml", "bad_samples.txt", "skipped_steps.txt",
+    "checkpoints", "translator", "previews", "metrics*.csv", "config.yaml", "bad_samples.txt", "skipped_steps.txt",
     "tensorboard", "wandb",
 )  # fmt: skip
 

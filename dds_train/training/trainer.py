@@ -122,7 +122,7 @@ def train(
             print(line)
         claim.finish(trainer.global_step)
         print(f"done in {(time.time() - began) / 60:.1f} minutes")
-        print(f"translator  {folder / 'translator'}\npictures    {folder / 'pictures'}", flush=True)
+        print(f"translator  {folder / 'translator'}\npreviews    {folder / 'previews'}", flush=True)
 
 
 def _export(trainer: pl.Trainer, module: DistillationModule, folder: Path, batch_size: int) -> list[str]:
