@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from training_runs import build, fit, latents, trainer
 
-from dds_train.distillation import LOSSES
 from dds_train.distillation.inject import inject
 from dds_train.errors import UserError
 from dds_train.training.data import SourceData
-from dds_train.training.sentinels import LEAST, SENTINELS, WINDOW, BadSamples, Sentinels
+from dds_train.training.sentinels import LEAST, SENTINELS, WINDOW, Sentinels
 from dds_train.translator import Task
 
 RANGES: dict[str, Any] = {"diversity": [0.5, 10], "copy": [0.02, 10], "contrast": [0.5, 1.6], "drift": [0, 1]}
@@ -103,56 +101,6 @@ def test_a_warning_is_printed_once_and_training_continues(
     printed = capsys.readouterr().out
     assert printed.count("copy is") == 1
     assert "step 4," in printed  # half of the steps
-
-
-def test_a_step_with_a_non_finite_gradient_changes_nothing(
-    tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Weights after steps 1, 2, 3 of which the second explodes, against the same without the second."""
-
-    def spoilt(steps: set[int], missing: set[int]) -> Callable[..., Any]:
-        done = iter(range(100))
-
-        def loss(*arguments: Any) -> Any:
-            step, distilled = next(done), LOSSES["dds"](*arguments)
-            z_target = arguments[2]
-            return inject(z_target, distilled.grad * (float("nan") if step in steps else 0.0 if step in missing else 1.0))
-
-        return loss
-
-    def train(folder: str, **faults: set[int]) -> dict[str, Tensor]:
-        from dds_train.training.schedules import Ramp
-
-        sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "identity": Ramp(0.0, 0.0)}
-        module = build(tiny("epsilon"), loss=spoilt(faults["steps"], faults["missing"]), **sgd)
-        return fit(module, trainer(tmp_path / folder, 3, limit_val_batches=0))
-
-    with_nan = train("nan", steps={1}, missing=set())
-    without = train("without", steps=set(), missing={1})
-    for name, tensor in with_nan.items():
-        torch.testing.assert_close(tensor, without[name])
-    assert (tmp_path / "nan" / "skipped.txt").read_text().startswith("step 1: gradient not finite")
-    assert not (tmp_path / "without" / "skipped.txt").exists()
-    module = build(tiny("epsilon"), loss=spoilt(set(range(100)), set()))
-    with pytest.raises(UserError, match="3 steps in a row"):
-        fit(module, trainer(tmp_path / "all", 50, limit_val_batches=0))
-
-
-def test_bad_samples_are_recorded_and_too_many_stop_the_run(tmp_path: Path) -> None:
-    class Data:
-        size = 10
-        held_out: Any = {"bad": ["0.png: broken"]}  # noqa: RUF012
-
-    class Run:
-        datamodule, is_global_zero, global_rank = Data(), True, 0
-
-    callback = BadSamples(tmp_path / "run" / "bad.txt", limit=0.25)
-    module: Any = pl.LightningModule()
-    callback.on_train_start(Run(), module)  # type: ignore[arg-type]
-    callback.on_train_batch_end(Run(), module, None, {"bad": ["3.png: broken", "0.png: broken"]}, 0)  # type: ignore[arg-type]
-    assert (tmp_path / "run" / "bad.txt").read_text() == "0.png: broken\n3.png: broken\n"
-    with pytest.raises(UserError, match=r"3 of 10 samples .* max_bad_fraction=0\.25"):
-        callback.on_train_batch_end(Run(), module, None, {"bad": ["7.png: broken"]}, 1)  # type: ignore[arg-type]
 
 
 def test_unknown_actions_sentinels_and_ranges_are_refused() -> None:

@@ -16,9 +16,9 @@ from dds_train.distillation.rng import seeded_rng
 from dds_train.training.callbacks import EMA, SampleGrid, Throughput
 from dds_train.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from dds_train.training.data import SourceData
+from dds_train.training.faults import BadSamples, FiniteSteps
 from dds_train.training.module import DistillationModule
 from dds_train.training.schedules import Ramp
-from dds_train.training.sentinels import FiniteSteps
 from dds_train.training.tasks import TaskBank
 from dds_train.translator import Task, TranslatorConfig, UNetTranslator, all_prompts
 
@@ -70,13 +70,13 @@ def trainer(
     folder: Path, max_steps: int, more: Sequence[pl.Callback] = (), checkpoints: Checkpoints | None = None, **changes: Any
 ) -> pl.Trainer:
     previews = SampleGrid(4, folder / "previews", lambda z: z[:, :3].clamp(-1, 1))
-    finite = FiniteSteps(folder / "skipped.txt", patience=3)
+    faults = BadSamples(folder / "bad.txt"), FiniteSteps(folder / "skipped.txt", patience=3)
     checkpoints = checkpoints or Checkpoints(folder / "ckpt", every=3, keep=1)
     return pl.Trainer(
         max_steps=max_steps,
         max_epochs=1,
         accelerator="cpu",
-        callbacks=[*more, EMA(0.9), previews, finite, Throughput(2), checkpoints],
+        callbacks=[*more, EMA(0.9), previews, *faults, Throughput(2), checkpoints],
         check_val_every_n_epoch=None,
         val_check_interval=min(2, max_steps) * changes.get("accumulate_grad_batches", 1),
         num_sanity_val_steps=0,

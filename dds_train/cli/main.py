@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 from dds_train.cli.help import COMMANDS, command_help, usage
 from dds_train.errors import UserError
-from dds_train.runs.ranks import is_first_rank
+from dds_train.runs.ranks import end_with_parent, is_first_rank
+from dds_train.runs.signals import STOP
 
 
 def main() -> None:
@@ -26,10 +27,14 @@ def main() -> None:
     if any(one in ("-h", "--help") for one in rest):
         print(command_help(command))
         return
+    if command == "fit":  # before the seconds in which torch is imported
+        STOP.install()
     from dds_train.cli.launch import Launch, Mistakes
 
     try:
         prints = is_first_rank()
+        if not prints:
+            end_with_parent()
         launch = Launch(command, rest)
     except UserError as error:
         fail([str(error)])
@@ -38,6 +43,7 @@ def main() -> None:
     if launch.jobs:
         from dds_train.cli.sweep import run_jobs
 
+        STOP.uninstall()  # a job may take its time to save
         raise SystemExit(run_jobs(launch.jobs))
     if launch.config is not None:
         run(command, launch.config)

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+from dds_train.runs.signals import NUMBERS
+
+STOPPED = [128 + number for number in NUMBERS]
 
 
 def run_jobs(jobs: Sequence[Sequence[str]]) -> int:
@@ -18,7 +20,8 @@ def run_jobs(jobs: Sequence[Sequence[str]]) -> int:
         process = subprocess.Popen([sys.executable, "-m", "dds_train", *job])
         # Ctrl-C reaches the job too, which saves first; other signals are for this process alone.
         signal.signal(signal.SIGINT, lambda *_: None)
-        signal.signal(signal.SIGTERM, partial(_pass_on, process))
+        for number in NUMBERS[1:]:
+            signal.signal(number, partial(_pass_on, process))
         code = process.wait()
         codes.append(128 - code if code < 0 else code)
         if codes[-1]:

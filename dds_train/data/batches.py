@@ -1,6 +1,5 @@
 """Batches as a function of (seed, step) alone, whatever the workers, ranks and earlier steps."""
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dds_train.data.source import Sample, StorageError, storage_error
 from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
+from dds_train.runs.signals import ignore_signals
 
 Place = tuple[int, int]  # (position in the endless order, index into the dataset)
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # of pixels [3,S,S]
@@ -38,9 +38,10 @@ class StatelessBatchSampler(Sampler[list[Place]]):
     def __iter__(self) -> Iterator[list[Place]]:
         for number in range(self.first, self.last):
             start = (number * self.world_size + self.rank) * self.batch_size
-            yield [(position, self._index_at(position)) for position in range(start, start + self.batch_size)]
+            yield [(position, self.index_at(position)) for position in range(start, start + self.batch_size)]
 
-    def _index_at(self, position: int) -> int:
+    def index_at(self, position: int) -> int:
+        """The index into the dataset of an image, by its position in the endless order."""
         epoch, index = divmod(position, self.size)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, torch.randperm(self.size, generator=seeded_rng(self.seed, "order", epoch))
@@ -89,7 +90,12 @@ def read_sample(dataset: Dataset[Sample], index: int) -> Sample | str:
             raise failure from error
         return message if isinstance(error, UserError) else f"sample {index}: {type(error).__name__}: {message}"
     broken = [name for name, value in sample.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    return f"sample {index}: {broken[0]} is not finite" if broken else sample
+    return f"{sample_name(dataset, index)}: {broken[0]} is not finite" if broken else sample
+
+
+def sample_name(dataset: Dataset[Sample], index: int) -> str:
+    """The file or the shard's key of a sample, if its dataset has a method `name`; otherwise its number."""
+    return str(dataset.name(index)) if hasattr(dataset, "name") else f"sample {index}"
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -133,12 +139,8 @@ def step_loader(dataset: PositionedDataset, batches: StatelessBatchSampler, work
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=ignore_signals,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
 
-
-def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches workers too, which the main process needs until it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -86,6 +86,9 @@ class FolderDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
     def __getitem__(self, index: int) -> Sample:
         image = square_crop(read_image(self.paths[index]), self.size)
         return {"image": image, "caption": torch.tensor(index)}

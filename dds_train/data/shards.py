@@ -162,6 +162,9 @@ class ShardDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def name(self, index: int) -> str:
+        return self.samples[index].name
+
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]
         caption = torch.tensor(index)

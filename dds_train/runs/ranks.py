@@ -1,8 +1,11 @@
 """This process among those of its run, from the launcher's environment variables. No torch here."""
 
 import os
+import threading
+import time
 
 from dds_train.errors import UserError
+from dds_train.runs.signals import end_now
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -31,3 +34,15 @@ def is_first_rank() -> bool:
 def in_slurm_step() -> bool:
     """Whether srun started this process and others like it."""
     return "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+
+
+def end_with_parent() -> None:
+    """Let this rank end when its launcher has ended: alone it would wait for the others until a timeout."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        end_now(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill, a full disk, and impatience."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from dds_train.errors import UserError
 from dds_train.runs.files import atomic_write
-from dds_train.training.signals import StopRequest
+from dds_train.runs.signals import NUMBERS, STOP, StopRequest
+from dds_train.training.agreement import step_ends, summed
+from dds_train.training.module import DistillationModule
 from dds_train.translator import TranslatorConfig, read_config, read_step
+from dds_train.translator.files import OtherFormat
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ def find_checkpoint(resume: str, folder: Path) -> ResumePoint | None:
         resume: auto (last.ckpt in `folder`, or the newest step-*.ckpt that can be read), never, or a path.
 
     Raises:
-        UserError: if there are checkpoints, and none of them can be read.
+        UserError: if there are checkpoints, and none of them can be read; OtherFormat if one is of another format.
     """
     if resume == "never":
         return None
@@ -39,6 +43,8 @@ def find_checkpoint(resume: str, folder: Path) -> ResumePoint | None:
     for path in own if resume == "auto" else [Path(resume)]:
         try:
             return ResumePoint(path, read_step(path), read_config(path))
+        except OtherFormat:  # nothing of another version is passed over, or replaced
+            raise
         except UserError:
             if resume != "auto":
                 raise
@@ -97,42 +103,57 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SaveOnSignal(Callback):
-    """After SIGINT (Ctrl-C) or SIGTERM to any rank: finish the step, save last.ckpt, exit with 130 or 143.
+    """After a signal to any rank (see `StopRequest`): finish the step, save last.ckpt, exit with 128 + its number.
 
-    A second signal ends the process at once.
+    All ranks agree at the end of each step, and within a validation, which then remains incomplete.
 
     Args:
         folder: of last.ckpt.
-        every: training steps between the points at which several ranks agree to stop.
+        stop: that of the process; installed for the training if it is not.
     """
 
-    def __init__(self, folder: Path, every: int = 10) -> None:
-        self.path, self.every = folder / "last.ckpt", every
-        self._stop = StopRequest()
+    def __init__(self, folder: Path, stop: StopRequest = STOP) -> None:
+        self.path, self.stop, self._installs = folder / "last.ckpt", stop, False
+        self.agreed = 0  # a signal that a rank has received
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Here and not earlier: Lightning installs its own handlers when it starts.
+        assert isinstance(pl_module, DistillationModule)
+        pl_module.should_stop = partial(self._agree, trainer)
+        self._installs = self.stop.install()
         notice = "stopping after this step; a second signal ends at once, without a checkpoint"
-        self._stop.install(notice if trainer.is_global_zero else None)
+        self.stop.defer(notice if trainer.is_global_zero else None)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop.uninstall()
+        self._end()
+        if self.stop.received:  # since the last step
+            raise SystemExit(128 + self.stop.received)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop.uninstall()
+        self._end()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        number = self._stop.received
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        if trainer.world_size > 1:
-            if trainer.global_step % self.every:
-                return
-            number = int(trainer.strategy.reduce(torch.tensor(float(number), device=pl_module.device), reduce_op="max"))
-        if number:
-            trainer.save_checkpoint(self.path)
-            if trainer.is_global_zero:
-                print(f"\nstopped at step {trainer.global_step}; the same command resumes from {self.path}", flush=True)
-            raise SystemExit(128 + number)
+        if step_ends(trainer, batch_idx) and self._agree(trainer):
+            self._save_and_exit(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._agree(trainer):
+            self._save_and_exit(trainer)
+
+    def _end(self) -> None:
+        self.stop.end_deferring()
+        if self._installs:
+            self.stop.uninstall()
+
+    def _agree(self, trainer: pl.Trainer) -> bool:
+        if not self.agreed:
+            counts = summed(trainer, [number == self.stop.received for number in NUMBERS])
+            self.agreed = next((number for number, count in zip(NUMBERS, counts, strict=True) if count), 0)
+        return bool(self.agreed)
+
+    def _save_and_exit(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        if trainer.is_global_zero:
+            print(f"\nstopped at step {trainer.global_step}; the same command resumes from {self.path}", flush=True)
+        raise SystemExit(128 + self.agreed)

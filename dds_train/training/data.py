@@ -1,11 +1,12 @@
 """Data sources as a Lightning data module."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from dds_train.data.batches import Augment, PositionedDataset, StatelessBatchSampler, hold_out, step_loader
+from dds_train.data.batches import Augment, PositionedDataset, StatelessBatchSampler, hold_out, sample_name, step_loader
 from dds_train.data.source import Sample
 from dds_train.errors import UserError
 
@@ -16,9 +17,6 @@ class SourceData(pl.LightningDataModule):
     Args:
         dataset: that of a prepared source.
         batch_size: images per step and rank.
-
-    Raises:
-        UserError: from training, if the data can no longer be read.
     """
 
     def __init__(
@@ -58,10 +56,11 @@ class SourceData(pl.LightningDataModule):
         )
         return step_loader(self._training, batches, self.workers)
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        if "failed" in batch:
-            raise UserError(batch["failed"])
-        return batch
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """The files or shard keys of training images, by their positions in the endless order of all ranks."""
+        order = StatelessBatchSampler(self.size, self.batch_size, 0, 0, self.seed)
+        indices = [self._training.indices[order.index_at(position)] for position in positions]
+        return [sample_name(self._training.dataset, index) for index in indices]
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """All held-out images as one batch, the same on every rank."""

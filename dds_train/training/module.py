@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from dds_train.diffusion import Autoencoder, Teacher
 from dds_train.distillation import Distilled, Loss
 from dds_train.distillation.rng import draw
+from dds_train.errors import UserError
 from dds_train.training.schedules import Ramp
 from dds_train.training.tasks import TaskBank
 from dds_train.translator import TranslatorConfig
-from dds_train.translator.files import CONFIG_KEY
+from dds_train.translator.files import CONFIG_KEY, all_finite
 
 
 class DistillationModule(pl.LightningModule):
@@ -60,6 +61,7 @@ class DistillationModule(pl.LightningModule):
         self.loss, self.guidance, self.identity, self.t_range = loss, guidance, identity, t_range
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.seed, self.translator_config = seed, translator_config
+        self.should_stop: Callable[[], bool] = bool  # whether to end a validation at once; asked on all ranks alike
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | Tensor:
         if not batch["position"]:  # every sample of it was bad
@@ -75,14 +77,21 @@ class DistillationModule(pl.LightningModule):
         self.log("loss/grad_rms", distilled.grad_rms, prog_bar=True)
         self.log("loss/change_rms", change.detach().square().mean().sqrt(), prog_bar=True)
         self.log_dict({"schedule/guidance": self.guidance(self.progress), "schedule/identity": identity})
-        # Per latent element, so that gradient clipping means the same at every image size.
-        return {"loss": loss / z_source[0].numel(), "z_source": z_source, "z_target": z_target.detach(), "task": task}
+        return {
+            # Per latent element, so that gradient clipping means the same at every image size.
+            "loss": loss / z_source[0].numel(),
+            "z_source": z_source,
+            "z_target": z_target.detach(),
+            "finite": (distilled.grad + z_target.detach()).isfinite().view(len(z_source), -1).all(1),  # [B]
+        }
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The averaged weights on held-out images, at noise and guidance that are the same over the whole training."""
         z_source = self.encode(batch)
         gradients, shifts = [], []
         for number in range(len(self.tasks.names)):
+            if self.should_stop():
+                return
             task = self.repeat_task(number, len(z_source))
             z_target = self.translate(z_source, task)
             distilled = self.distill(z_source, z_target, task, batch, self.guidance(1.0), "validation")
@@ -146,8 +155,19 @@ class DistillationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError if there are no finite weights to save."""
+        for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
+            if not all_finite(state.values()):
+                raise UserError(
+                    f"training step {checkpoint['global_step']}: the weights are NaN or Inf, and not saved; lower lr, or take "
+                    "trainer.precision=32-true; the same command resumes from the last checkpoint before it"
+                )
         checkpoint[CONFIG_KEY] = self.translator_config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError if the optimizer's state is that of another one."""
+        own, saved = self.make_optimizer(self.translator.parameters()).state_dict(), checkpoint["optimizer_states"][0]
+        if own["param_groups"][0].keys() != saved["param_groups"][0].keys() - {"initial_lr"}:
+            raise UserError("optimizer: not the one that the checkpoint was trained with; take that one, or start a new run")
         # A complete run can be prolonged by a larger max_steps: what was its last batch then is not the last now.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

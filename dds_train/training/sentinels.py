@@ -1,9 +1,8 @@
-"""Detectors of failing runs whose losses look fine, of gradients that are not finite, and of bad samples."""
+"""Detectors of failing runs whose losses look fine."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from dds_train.errors import UserError
 from dds_train.evaluation.metrics.diversity import diversity
+from dds_train.training.agreement import gathered, step_ends, summed
 from dds_train.training.module import DistillationModule
 
 
@@ -55,12 +55,14 @@ SENTINELS: dict[str, Sentinel] = {
 
 WINDOW = 256  # edits over all tasks that statistics are taken of
 LEAST = 4  # edits of a task
+SENTINELS_KEY = "sentinels"  # of a training checkpoint
 
 
 class Sentinels(Callback):
     """Statistics of the latest edits of each task, every `every` steps after the fraction `after` of training.
 
-    Logs sentinel/NAME, the value of the worst task. If it is out of range, prints what that means, or stops the run.
+    Logs sentinel/NAME, the value of the worst task, the mean over the ranks. If it is out of range, prints what that means, or
+    stops the run. What every rank has seen is in the checkpoint.
 
     Args:
         action: "warn" or "stop".
@@ -94,41 +96,55 @@ class Sentinels(Callback):
         if "z_target" in outputs:
             tasks = pl_module.tasks.pick(batch["position"], pl_module.tasks_per_image)
             self.collect(names, tasks.tolist(), outputs["z_source"], outputs["z_target"])
-        due = trainer.global_step % self.every == 0 and not (batch_idx + 1) % trainer.accumulate_grad_batches
-        if not due or trainer.global_step < self.after * trainer.max_steps:
+        due = trainer.global_step % self.every == 0 and step_ends(trainer, batch_idx)
+        if not due or trainer.global_step < self.after * trainer.max_steps or not self.ranges:
             return
+        # One rank must not stop alone: all take the mean over the ranks with enough edits. A rank without any adds zeros.
         worst = self.measure()
-        for name, (low, high) in self.ranges.items():
-            # One rank must not stop alone: all take the mean over the ranks with enough edits.
-            value, task = worst.get(name, (0.0, names[0]))
-            local = torch.tensor([value, float(name in worst)], device=pl_module.device)
-            total, count = trainer.strategy.reduce(local, reduce_op="sum").tolist()
+        values = [[worst[name][0], 1.0] if name in worst else [0.0, 0.0] for name in self.ranges]
+        sums = summed(trainer, [value for pair in values for value in pair])
+        for (name, (low, high)), total, count in zip(self.ranges.items(), sums[::2], sums[1::2], strict=True):
             if not count:
                 continue
             pl_module.log(f"sentinel/{name}", total / count, rank_zero_only=True)
             if not low <= total / count <= high:
-                self._fire(trainer, name, task, total / count)
+                self._fire(trainer, name, worst.get(name, (0.0, names[0]))[1], total / count)
 
     def collect(self, names: Sequence[str], tasks: Sequence[int], z_source: Tensor, z_target: Tensor) -> None:
         """Add edits z_target [B*M,C,h,w] of z_source [B,C,h,w], of tasks [B*M], to the windows of their tasks."""
         edits = len(z_target) // len(z_source)
         for number, task in enumerate(tasks):
-            window = self._windows.setdefault(names[task], deque(maxlen=max(2 * LEAST, WINDOW // len(names))))
+            window = self._windows.setdefault(names[task], self._window(len(names)))
             window.append((z_source[number // edits].clone(), z_target[number].clone()))
 
     def measure(self) -> dict[str, tuple[float, str]]:
         """Sentinel -> (the value farthest out of its range among the tasks with enough edits, that task)."""
-        edits = {
-            task: [torch.stack(latents) for latents in zip(*window, strict=True)]
-            for task, window in self._windows.items()
-            if len(window) >= LEAST
-        }
+        edits = {task: stacked for task, stacked in self._stacked().items() if len(stacked[0]) >= LEAST}
         worst: dict[str, tuple[float, str]] = {}
         for name, (low, high) in self.ranges.items() if edits else ():
             values = {task: SENTINELS[name].measure(*latents).item() for task, latents in edits.items()}
             task = min(values, key=lambda task: min(values[task] - low, high - values[task]))
             worst[name] = values[task], task
         return worst
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        windows = {task: [latents.cpu() for latents in stacked] for task, stacked in self._stacked().items()}
+        checkpoint[SENTINELS_KEY] = {"fired": self.fired, "windows": gathered(trainer, windows)}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        state = checkpoint.get(SENTINELS_KEY, {"fired": {}, "windows": [{}]})  # older checkpoints have none
+        self.fired, known, names = dict(state["fired"]), state["windows"], pl_module.tasks.names
+        for task, stacked in known[trainer.global_rank % len(known)].items():  # another number of ranks starts from some
+            on_device = (latents.to(pl_module.device).clone() for latents in stacked)
+            self._windows[task] = self._window(len(names), zip(*on_device, strict=True))
+
+    def _window(self, tasks: int, edits: Iterable[tuple[Tensor, ...]] = ()) -> deque[Any]:
+        return deque(edits, maxlen=max(2 * LEAST, WINDOW // tasks))
+
+    def _stacked(self) -> dict[str, list[Tensor]]:
+        """Task -> z_source and z_target of its window, [N,C,h,w] each."""
+        return {task: [torch.stack(one) for one in zip(*window, strict=True)] for task, window in self._windows.items()}
 
     def _fire(self, trainer: pl.Trainer, name: str, task: str, value: float) -> None:
         low, high = self.ranges[name]
@@ -140,80 +156,3 @@ class Sentinels(Callback):
             raise UserError(f"stopped by a sentinel: {message}")
         if first and trainer.is_global_zero:
             print(f"\nsentinel: {message}", flush=True)
-
-
-class FiniteSteps(Callback):
-    """Skips steps whose gradient is not finite, records them in `path`, and stops the run after `patience` of them in a row.
-
-    All ranks decide alike, by the gradients that they share.
-
-    Raises:
-        UserError: from training, after `patience` such steps in a row.
-    """
-
-    def __init__(self, path: Path, patience: int = 10) -> None:
-        self.path, self.patience = path, patience
-        self.total = self.in_a_row = 0
-        self._positions: list[int] = []
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        self._positions = batch["position"]
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        total = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
-        if torch.isfinite(total):
-            self.in_a_row = 0
-            return
-        for parameter in pl_module.parameters():
-            parameter.grad = None  # which optimisers skip altogether: no decay, no momentum
-        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
-        if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(f"step {trainer.global_step}: gradient not finite, skipped; images at positions {self._positions}\n")
-            if self.total == 1:
-                print(f"\nsentinel: step {trainer.global_step}: gradient not finite, skipped; see {self.path}", flush=True)
-        if self.in_a_row >= self.patience:
-            raise UserError(
-                f"{self.in_a_row} steps in a row had gradients that are not finite: lower lr or guidance.end, or take "
-                "teacher.dtype=float32 and trainer.precision=32-true"
-            )
-
-
-class BadSamples(Callback):
-    """Records every bad sample in `path`, and stops the run if they are more than a fraction `limit` of the data set.
-
-    Raises:
-        UserError: from training, if there are more.
-    """
-
-    def __init__(self, path: Path, limit: float = 0.1) -> None:
-        self.path, self.limit = path, limit
-        self.seen: set[str] = set()
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._record(trainer, trainer.datamodule.held_out["bad"])  # type: ignore[attr-defined]
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch["bad"]:
-            self._record(trainer, batch["bad"])
-
-    def _record(self, trainer: pl.Trainer, reasons: list[str]) -> None:
-        new = [reason for reason in dict.fromkeys(reasons) if reason not in self.seen]
-        self.seen.update(new)
-        if new:
-            path = self.path if trainer.is_global_zero else self.path.with_stem(f"{self.path.stem}-{trainer.global_rank}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.writelines(f"{reason}\n" for reason in new)
-        size = trainer.datamodule.size  # type: ignore[attr-defined]
-        if len(self.seen) > self.limit * size:
-            raise UserError(
-                f"data: {len(self.seen)} of {size} samples cannot be read, more than max_bad_fraction={self.limit:g}; "
-                f"see {self.path} (the last: {reasons[-1]})"
-            )

@@ -1,26 +1,37 @@
 """Lightning's Trainer for a training run, and its end."""
 
 import logging
+import os
+import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies.launchers import subprocess_script
 
 from dds_train.errors import UserError
+from dds_train.runs.ranks import in_slurm_step
+from dds_train.runs.signals import GRACE, end_now
 from dds_train.training.callbacks import EMA, Throughput
 from dds_train.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, Checkpoints, SaveOnSignal
 from dds_train.training.claim import TrainingClaim
 from dds_train.training.data import SourceData
+from dds_train.training.faults import BadSamples, FiniteSteps
 from dds_train.training.loggers import keep_earlier_metrics
 from dds_train.training.module import DistillationModule
-from dds_train.training.sentinels import BadSamples, FiniteSteps, Sentinels
+from dds_train.training.sentinels import Sentinels
 from dds_train.translator import export_translator, read_weights
+
+TIMEOUT = timedelta(minutes=10)  # of a collective: a rank alone writes checkpoints and previews meanwhile
 
 
 def make_trainer(
@@ -59,13 +70,16 @@ def make_trainer(
         *([BestCheckpoint(checkpoints, str(best["metric"]), str(best["mode"]))] if best["metric"] else []),
         SaveOnSignal(checkpoints),
     ]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if "SLURM_NTASKS" in os.environ and not in_slurm_step() and not torch.distributed.is_torchelastic_launched():
+        plugins.append(LightningEnvironment())  # inside a job, but not started by srun, which is Lightning's guess
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
             max_epochs=1,  # of max_steps batches
             callbacks=callbacks,
             logger=loggers,
-            plugins=[AtomicCheckpointIO()],
+            plugins=plugins,
             use_distributed_sampler=False,  # StatelessBatchSampler splits by rank itself
             log_every_n_steps=log_every,
             check_val_every_n_epoch=None,
@@ -74,8 +88,36 @@ def make_trainer(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-    except (MisconfigurationException, TypeError, ValueError) as error:
+        if environment := getattr(trainer.strategy, "cluster_environment", None):
+            environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+    _own_signals(trainer)
+    return trainer
+
+
+def _own_signals(trainer: pl.Trainer) -> None:
+    """Leave signals and ranks that end to this package.
+
+    Lightning's handler for SIGTERM calls a collective, in which a rank that alone has the signal hangs; and its observer kills
+    the first rank, whatever that still does, when another has ended.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    subprocess_script._launch_process_observer = _end_with_ranks  # type: ignore[attr-defined]
+    if hasattr(trainer.strategy, "_timeout"):
+        trainer.strategy._timeout = TIMEOUT
+
+
+def _end_with_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End this process some time after a rank that it has started has failed: it would wait for that rank."""
+
+    def watch() -> None:
+        while not (code := next((rank.returncode for rank in ranks if rank.poll()), 0)):
+            time.sleep(0.5)
+        time.sleep(GRACE)
+        end_now(code if code > 0 else 1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_precision(precision: str, kind: str, dtype: torch.dtype) -> None:
@@ -110,7 +152,8 @@ def train(
     claim.check_resumed(module.translator_config)
     if trainer.is_global_zero:
         claim.start()
-        keep_earlier_metrics(folder)
+        if not resume or resume.step < trainer.max_steps:
+            keep_earlier_metrics(folder)
         save_config(folder)
         if resume:
             print(f"resuming from {resume.path}, at training step {resume.step}", flush=True)
@@ -134,10 +177,10 @@ def _export(trainer: pl.Trainer, module: DistillationModule, folder: Path, batch
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
             lines.append(f"best        {callback.monitor}={callback.best_model_score:.3f}: {callback.best_model_path}")
-        if isinstance(callback, BadSamples) and callback.seen:
-            lines.append(f"bad samples {len(callback.seen)} left out, named in {callback.path}")
+        if isinstance(callback, BadSamples) and callback.report.lines:
+            lines.append(f"bad samples {len(callback.report.lines)} left out, named in {callback.report.path}")
         if isinstance(callback, FiniteSteps) and callback.total:
-            lines.append(f"skipped     {callback.total} steps whose gradient was not finite, named in {callback.path}")
+            lines.append(f"skipped     {callback.total} steps whose gradient was not finite, named in {callback.report.path}")
     return lines
 
 

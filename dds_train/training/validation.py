@@ -15,6 +15,8 @@ from dds_train.errors import UserError
 from dds_train.training.module import DistillationModule
 from dds_train.translator import Task
 
+CHUNK = 32  # critters at a time; between them a validation can be left
+
 
 class CritterValidation(Callback):
     """Metrics of edits of unseen critters by the averaged weights: val/gap_closed and val/edit_accuracy (see `CritterScores`).
@@ -42,18 +44,22 @@ class CritterValidation(Callback):
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
-        z = self.autoencoder.encode(torch.stack([to_tensor(one) for one in self.critters]))
         gaps, accuracies = [], []
         for number, name in enumerate(pl_module.tasks.names):
             if name not in self.truths:
                 continue
-            images = self.autoencoder.decode(pl_module.translate(z, pl_module.repeat_task(number, len(z))))
-            scores = score_edit(images, self.critters, self.truths[name])
-            gaps.append(scores.gap_closed)
-            accuracies.append(scores.edit_accuracy)
+            gap = accuracy = 0.0
+            for first in range(0, len(self.critters), CHUNK):
+                if pl_module.should_stop():
+                    return
+                critters = self.critters[first : first + CHUNK]
+                z = self.autoencoder.encode(torch.stack([to_tensor(one) for one in critters]))
+                images = self.autoencoder.decode(pl_module.translate(z, pl_module.repeat_task(number, len(z))))
+                scores, share = score_edit(images, critters, self.truths[name]), len(critters) / len(self.critters)
+                gap, accuracy = gap + share * scores.gap_closed, accuracy + share * scores.edit_accuracy
+            gaps.append(gap)
+            accuracies.append(accuracy)
             if len(self.truths) > 1:
-                pl_module.log_dict(
-                    {f"val/{name}/gap_closed": gaps[-1], f"val/{name}/edit_accuracy": accuracies[-1]}, batch_size=1
-                )
+                pl_module.log_dict({f"val/{name}/gap_closed": gap, f"val/{name}/edit_accuracy": accuracy}, batch_size=1)
         mean = {"val/gap_closed": sum(gaps) / len(gaps), "val/edit_accuracy": sum(accuracies) / len(accuracies)}
         pl_module.log_dict(mean, prog_bar=True, batch_size=1)

@@ -2,7 +2,11 @@
 
 import json
 import pickle
+import zipfile
+import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,10 @@ CONFIG_KEY = "translator_config"  # of a training checkpoint
 PREFIX = "translator."  # of the translator's weights in a training checkpoint
 
 
+class OtherFormat(UserError):
+    """Not damaged, but written by another version of dds_train in a format that this one does not read."""
+
+
 @dataclass(frozen=True)
 class TranslatorConfig:
     """Tasks, teacher and architecture of a translator. Plain data: it is written to config.json and into checkpoints."""
@@ -39,12 +47,12 @@ class TranslatorConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "TranslatorConfig":
-        """Raises ValueError for another format, TypeError or KeyError if it is no such configuration."""
+        """Raises OtherFormat, or TypeError, ValueError or KeyError if it is no such configuration."""
         written = plain["format"]
         if written != FORMAT:
             newer = isinstance(written, int) and written > FORMAT
             remedy = "upgrade dds_train" if newer else "train it again, or take the dds_train that wrote it"
-            raise ValueError(
+            raise OtherFormat(
                 f"written in {'the newer ' if newer else ''}format {written} by dds_train {plain.get('version', 'of old')}; "
                 f"this is dds_train {__version__}, which reads format {FORMAT}: {remedy}"
             )
@@ -65,13 +73,23 @@ class TranslatorConfig:
 
 
 def export_translator(folder: Path, translator: nn.Module, config: TranslatorConfig, notes: str = "") -> None:
-    """Write a folder that `load_translator` reads. `notes` (Markdown) go into the model card."""
+    """Write a folder that `load_translator` reads. `notes` (Markdown) go into the model card.
+
+    Raises:
+        UserError: if the weights are not finite.
+    """
+    if not all_finite(translator.state_dict().values()):
+        raise UserError("the translator's weights are NaN or Inf, and not exported; train again with a lower lr")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in translator.state_dict().items()}
     with atomic_write(folder / WEIGHTS, durable=True) as partial:
         save_file(weights, partial)
     with atomic_write(folder / "config.json") as partial:
         partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     (folder / "README.md").write_text(_model_card(translator, config, notes))
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -> tuple[Any, TranslatorConfig]:
@@ -114,9 +132,9 @@ def read_config(path: Path) -> TranslatorConfig:
         plain = _read_checkpoint(path)[CONFIG_KEY]
     try:
         return TranslatorConfig.from_dict(plain)
-    except ValueError as error:
-        raise UserError(f"ckpt={path}: {error}") from error
-    except (TypeError, KeyError, AttributeError) as error:
+    except OtherFormat as error:
+        raise OtherFormat(f"ckpt={path}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise _corrupted(path, error) from error
 
 
@@ -155,6 +173,9 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"ckpt={path}: no such file or folder; give a .ckpt of fit or its translator/ folder")
     try:
+        stat = path.stat()
+        if not _is_whole(path, stat.st_size, stat.st_mtime_ns):
+            raise ValueError("torch reads damaged files too")
         # Mapped: of weights and optimiser state nothing is read until it is used.
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -162,6 +183,17 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or CONFIG_KEY not in saved or "state_dict" not in saved:
         raise UserError(f"ckpt={path}: a checkpoint, but not one of dds_train; give one that fit wrote")
     return saved
+
+
+@lru_cache(64)
+def _is_whole(path: Path, size: int, mtime_ns: int) -> bool:
+    """Whether all parts of a checkpoint have their checksums. Remembered: its configuration, step and weights are read in turn,
+    and it may have gigabytes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError):
+        return False
 
 
 def _corrupted(path: Path, error: Exception) -> UserError:
