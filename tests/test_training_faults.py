@@ -15,7 +15,6 @@ from dds_train.distillation import LOSSES
 from dds_train.distillation.inject import inject
 from dds_train.errors import UserError
 from dds_train.training.data import SourceData
-from dds_train.training.faults import BadSamples
 
 
 def test_a_step_with_a_non_finite_gradient_changes_nothing(
@@ -76,7 +75,6 @@ def test_bad_samples_are_recorded_and_too_many_stop_the_run(tiny: Callable[[str]
     first, *others = (tmp_path / "bad.txt").read_text().splitlines()
     assert first == "2.png: broken"
     assert sorted(others) == ["15.png: broken", "7.png: broken", "9.png: broken"]
-    strict = trainer(tmp_path / "strict", 30, limit_val_batches=0)
-    strict.callbacks = [BadSamples(tmp_path / "strict.txt", 0.2) if isinstance(c, BadSamples) else c for c in strict.callbacks]  # type: ignore[attr-defined]
+    strict = trainer(tmp_path / "strict", 30, limit_val_batches=0, max_bad_fraction=0.2)
     with pytest.raises(UserError, match=r"4 of 15 samples .* max_bad_fraction=0\.2"):
         strict.fit(build(tiny("epsilon")), datamodule=data)

@@ -111,6 +111,35 @@ def test_newer_and_older_formats_are_reported_as_such(tmp_path: Path) -> None:
         read_config(tmp_path / "newer")
 
 
+def test_a_damaged_checkpoint_is_never_read(tmp_path: Path) -> None:
+    """A block of zeros at each of 60 places: refused, or without effect on what is read."""
+    state = {f"translator.{name}": tensor for name, tensor in trained().state_dict().items()}
+    whole, path = tmp_path / "whole.ckpt", tmp_path / "damaged.ckpt"
+    torch.save({"translator_config": card().to_dict(), "state_dict": state, "global_step": 3}, whole)
+    content, refused = whole.read_bytes(), 0
+    for number in range(60):
+        start = number * len(content) // 60
+        path.write_bytes(content[:start] + bytes(512) + content[start + 512 :])
+        try:
+            weights, config = read_weights(path), read_config(path)
+        except UserError as error:
+            assert "corrupted" in str(error)
+            refused += 1
+        else:
+            assert config == card()
+            assert all(torch.equal(weights[name.removeprefix("translator.")], state[name]) for name in state)
+    assert refused > 50
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, value: float) -> None:
+    translator = trained()
+    translator.unet.conv_out.weight.data[0, 0, 0, 0] = value
+    with pytest.raises(UserError, match="NaN or Inf"):
+        export_translator(tmp_path / "translator", translator, card())
+    assert not (tmp_path / "translator").exists()
+
+
 def test_the_version_is_in_every_configuration(tmp_path: Path) -> None:
     pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert f'\nversion = "{dds_train.__version__}"\n' in pyproject

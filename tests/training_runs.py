@@ -1,6 +1,9 @@
-"""Short training runs in this process, on a tiny random teacher."""
+"""Short training runs in this process, on a tiny random teacher, and in two that are forked from it."""
 
-from collections.abc import Sequence
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +70,15 @@ RAW_AND_AVERAGED = ("current_model_state", "state_dict")
 
 
 def trainer(
-    folder: Path, max_steps: int, more: Sequence[pl.Callback] = (), checkpoints: Checkpoints | None = None, **changes: Any
+    folder: Path,
+    max_steps: int,
+    more: Sequence[pl.Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    max_bad_fraction: float = 0.5,
+    **changes: Any,
 ) -> pl.Trainer:
     previews = SampleGrid(4, folder / "previews", lambda z: z[:, :3].clamp(-1, 1))
-    faults = BadSamples(folder / "bad.txt"), FiniteSteps(folder / "skipped.txt", patience=3)
+    faults = BadSamples(folder / "bad.txt", max_bad_fraction), FiniteSteps(folder / "skipped.txt", patience=3)
     checkpoints = checkpoints or Checkpoints(folder / "ckpt", every=3, keep=1)
     return pl.Trainer(
         max_steps=max_steps,
@@ -94,3 +102,29 @@ def fit(module: DistillationModule, trainer: pl.Trainer, resume: Path | None = N
     data = SourceData(latents(), batch_size=3, held_out=4, workers=0, seed=0)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def two_ranks(run: Callable[[int], Any]) -> list[Any]:
+    """What `run(rank)` returns on each of two ranks (gloo), or "NAME: MESSAGE" of what it raises."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "TORCHELASTIC_RUN_ID": "test"}
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+
+    def main(rank: int, ours: Any) -> None:
+        os.environ |= {**address, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        try:
+            result = run(rank)
+        except BaseException as error:
+            result = f"{type(error).__name__}: {error}"
+        ours.send(result)
+
+    ends = [multiprocessing.Pipe() for _ in range(2)]
+    processes = [multiprocessing.get_context("fork").Process(target=main, args=(rank, end[1])) for rank, end in enumerate(ends)]
+    for process in processes:
+        process.start()
+    try:
+        return [end[0].recv() if end[0].poll(60) else "hangs" for end in ends]
+    finally:
+        for process in processes:
+            process.kill()

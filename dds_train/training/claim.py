@@ -10,7 +10,8 @@ from dds_train.errors import UserError
 from dds_train.runs.digest import digest
 from dds_train.runs.record import Record
 from dds_train.training.checkpoints import ResumePoint, find_checkpoint
-from dds_train.translator import TranslatorConfig
+from dds_train.translator import TranslatorConfig, read_config
+from dds_train.translator.files import OtherFormat
 
 # Settings that may differ from those of the run in the folder; trainer.max_steps may only grow.
 FREE = (
@@ -34,7 +35,7 @@ class TrainingClaim:
         checkpoint: the teacher's, which is known by its weights.
 
     Raises:
-        UserError: if the folder holds a run with other settings, or one with more training steps.
+        UserError: if the folder holds a run with other settings, one with more training steps, or one of another version.
     """
 
     def __init__(self, record: Record, settings: Mapping[str, Any], checkpoint: DiffusionCheckpoint) -> None:
@@ -55,11 +56,21 @@ class TrainingClaim:
         }
         if self.mode != "never":
             record.check(**self.terms)
+            self._check_format()
         if self.resume and self.resume.step > self.max_steps and not self.is_finished:
             raise UserError(
                 f"trainer.max_steps={self.max_steps}: {self.resume.path} has {self.resume.step} training steps; "
                 "give at least as many, another output_dir, or resume=never to start over"
             )
+
+    def _check_format(self) -> None:
+        """Refuse to replace a translator of another version."""
+        try:
+            read_config(self.record.folder / "translator")
+        except OtherFormat:
+            raise
+        except UserError:
+            pass  # none there, or a damaged one
 
     @property
     def is_finished(self) -> bool:

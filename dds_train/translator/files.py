@@ -29,7 +29,7 @@ PREFIX = "translator."  # of the translator's weights in a training checkpoint
 
 
 class OtherFormat(UserError):
-    """Not damaged, but written by another version of dds_train in a format that this one does not read."""
+    """Not damaged, but written by another version of dds_train in a format that this one cannot read."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TranslatorConfig:
         written = plain["format"]
         if written != FORMAT:
             newer = isinstance(written, int) and written > FORMAT
-            remedy = "upgrade dds_train" if newer else "train it again, or take the dds_train that wrote it"
+            remedy = "upgrade dds_train" if newer else "train it again elsewhere, or take the dds_train that wrote it"
             raise OtherFormat(
                 f"written in {'the newer ' if newer else ''}format {written} by dds_train {plain.get('version', 'of old')}; "
                 f"this is dds_train {__version__}, which reads format {FORMAT}: {remedy}"
