@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from shell import environment, fit, fit_arguments, run
 
 from dds_train.critters.render import render
 from dds_train.critters.world import critter
+from dds_train.runs.files import is_alive
 from dds_train.translator import Task
 
 pytestmark = pytest.mark.slow
@@ -179,7 +181,8 @@ def test_a_finished_run_stays_as_it_is(tiny: Callable[[str], Path], tmp_path: Pa
     for part in ("previews", "translator"):
         shutil.rmtree(tmp_path / "run" / part)
     fit(teacher, tmp_path)  # only exports
-    assert contents(tmp_path / "run")["translator/translator.safetensors"] == before["translator/translator.safetensors"]
+    after = contents(tmp_path / "run")
+    assert all(after[name] == before[name] for name in ("translator/translator.safetensors", "metrics.csv"))
     printed = fit(teacher, tmp_path, "lr=0.5", "resume=never", "trainer.max_steps=2")
     assert "resuming" not in printed
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["last.ckpt", "step-0000002.ckpt"]
@@ -218,6 +221,27 @@ def test_one_run_at_a_time_and_a_killed_one_does_not_block(tiny: Callable[[str],
     second.communicate()
     assert second.returncode == 130
     assert not leavings(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("number", "rank", "joining"), [(signal.SIGINT, 0, True), (signal.SIGTERM, 1, True), (signal.SIGTERM, 1, False)]
+)
+def test_a_signal_to_one_rank_ends_both_whenever_it_comes(
+    tiny: Callable[[str], Path], tmp_path: Path, number: signal.Signals, rank: int, joining: bool
+) -> None:
+    two = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.max_steps=100000", "checkpoint_every=100000")
+    first = begin(*fit_arguments(tiny("epsilon"), *two), cwd=tmp_path)
+    wait_for("Initializing distributed: GLOBAL_RANK: 0" if joining else "images/s", first)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    (second,) = (int(pid) for pid in children if b"LOCAL_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill((first.pid, second)[rank], number)
+    first.communicate(timeout=30)
+    assert first.returncode == 128 + number
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() != joining
+    deadline = time.monotonic() + 10
+    while is_alive(second):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_ranks_of_one_run_share_a_folder_of_their_own(tiny: Callable[[str], Path], tmp_path: Path) -> None:

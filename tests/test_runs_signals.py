@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dds_train.runs.files import is_alive
-from dds_train.runs.signals import GRACE, NUMBERS, StopRequest
+from dds_train.runs.signals import NUMBERS, StopRequest
 
 BLOCKED = """
 import ctypes, multiprocessing, time
@@ -109,7 +109,7 @@ def test_the_second_signal_ends_a_blocked_process_and_its_workers(
 @pytest.mark.parametrize("defer", ["", "stop.defer(); stop.received = 1; stop.end_deferring()"])
 def test_a_process_that_cannot_end_is_ended(defer: str) -> None:
     """Blocked while it starts, as among ranks that wait for one another, or after it has saved."""
-    short = f"import dds_train.runs.signals as signals; signals.GRACE = {GRACE / 15}; {defer}"
+    short = f"import dds_train.runs.signals as signals; signals.GRACE = 1.0; {defer}"
     process = begin(("CALL", CALLS["uninterruptible"]), ("DEFER", short))
     assert process.stdout is not None
     worker = int(process.stdout.readline())
@@ -152,7 +152,9 @@ def test_a_terminal_that_closes_is_a_signal_and_no_error(tmp_path: Path) -> None
 
 
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
-    rank = "import time; from dds_train.runs.ranks import end_with_parent; end_with_parent(); print(1, flush=True); time.sleep(60)"
+    rank = (
+        "import time; from dds_train.runs.ranks import end_with_parent; end_with_parent(); print(1, flush=True); time.sleep(60)"
+    )
     launcher = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {rank!r}]).pid, flush=True); import time; time.sleep(60)"
     process = begin(program=launcher)
     assert process.stdout is not None

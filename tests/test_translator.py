@@ -147,7 +147,7 @@ def test_the_version_is_in_every_configuration(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["version"] == dds_train.__version__
 
 
-def test_the_configuration_of_a_checkpoint_is_read_without_its_weights(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_once_for_its_checksums_and_then_mapped(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     weights = {f"translator.{name}": tensor for name, tensor in trained().state_dict().items()}
     optimizer = {"exp_avg": torch.zeros(16 * 2**20)}  # 64 MiB
@@ -155,7 +155,7 @@ def test_the_configuration_of_a_checkpoint_is_read_without_its_weights(tmp_path:
     before = bytes_read()
     assert read_config(path) == card()
     state = read_weights(path)
-    assert bytes_read() - before < 2**20
+    assert bytes_read() - before < 1.1 * path.stat().st_size
     assert all(torch.equal(tensor, weights[f"translator.{name}"]) for name, tensor in state.items())
 
 

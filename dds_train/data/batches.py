@@ -143,4 +143,3 @@ def step_loader(dataset: PositionedDataset, batches: StatelessBatchSampler, work
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
-

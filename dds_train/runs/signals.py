@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 INSISTING = (signal.SIGINT, signal.SIGTERM)
 DUPLICATE = 0.2  # seconds within which a launcher may forward a signal that the process already has
-GRACE = 15.0  # seconds that a process which is asked to end, or whose ranks have ended, may take
+GRACE = 10.0  # seconds that a process which is asked to end, or whose ranks have ended, may take
 
 
 class StopRequest:
@@ -115,4 +115,3 @@ def end_now(code: int) -> NoReturn:
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)
-

@@ -52,7 +52,9 @@ class FiniteSteps(Callback):
         self.report, self.patience = Report(path), patience
         self.in_a_row = 0
         self._skipped = False
-        self._batches: list[tuple[list[int], Tensor]] = []  # of this step: positions [B], and whether their edits are finite [B]
+        self._batches: list[
+            tuple[list[int], Tensor]
+        ] = []  # of this step: positions [B], and whether their edits are finite [B]
 
     @property
     def total(self) -> int:
@@ -118,17 +120,21 @@ class BadSamples(Callback):
     def __init__(self, path: Path, limit: float = 0.1) -> None:
         self.report, self.limit = Report(path), limit
         self._seen: set[str] = set()
+        self._size = 0  # of the data set that they are of
         self._new: dict[str, None] = {}  # reasons of this rank since the last step
         self._failed = ""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lines": self.report.lines}
+        return {"lines": self.report.lines, "size": self._size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.report.lines = list(state_dict["lines"])
-        self._seen = set(self.report.lines)
+        self.report.lines, self._size = list(state_dict["lines"]), state_dict["size"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        size: int = trainer.datamodule.size  # type: ignore[attr-defined]
+        if size != self._size:  # the checkpoint of a run on other data
+            self.report.lines, self._size = [], size
+        self._seen = set(self.report.lines)
         self.report.start(trainer)
         self._note(trainer.datamodule.held_out["bad"])  # type: ignore[attr-defined]
         self._agree(trainer)
@@ -154,9 +160,8 @@ class BadSamples(Callback):
         found = list(dict.fromkeys(reason for of_rank in gathered(trainer, own) for reason in of_rank))
         self._seen.update(found)
         self.report.add(trainer, found)
-        size: int = trainer.datamodule.size  # type: ignore[attr-defined]
-        if len(self._seen) > self.limit * size:
+        if len(self._seen) > self.limit * self._size:
             raise UserError(
-                f"data: {len(self._seen)} of {size} samples cannot be read, more than max_bad_fraction={self.limit:g}; "
+                f"data: {len(self._seen)} of {self._size} samples cannot be read, more than max_bad_fraction={self.limit:g}; "
                 f"see {self.report.path} (the last: {found[-1]})"
             )

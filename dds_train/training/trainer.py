@@ -1,12 +1,13 @@
 """Lightning's Trainer for a training run, and its end."""
 
+import contextlib
 import logging
 import os
 import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,35 @@ def _end_with_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     """End this process some time after a rank that it has started has failed: it would wait for that rank."""
 
     def watch() -> None:
-        while not (code := next((rank.returncode for rank in ranks if rank.poll()), 0)):
+        while not (code := _failed(ranks)):
             time.sleep(0.5)
         time.sleep(GRACE)
-        end_now(code if code > 0 else 1)
+        end_now(code)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    """The exit code of a rank that has failed, 1 if it was killed; 0 if none has."""
+    code: int = next((rank.returncode for rank in ranks if rank.poll()), 0)
+    return code if code >= 0 else 1
+
+
+@contextlib.contextmanager
+def _other_ranks_ending(trainer: pl.Trainer) -> Iterator[None]:
+    """Turn the error of a collective that another rank has left into the exit code of that rank, or a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        ranks, deadline = getattr(trainer.strategy.launcher, "procs", []), time.monotonic() + 3
+        while ranks and time.monotonic() < deadline:
+            if code := _failed(ranks):
+                raise SystemExit(code) from error
+            time.sleep(0.1)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"trainer: another rank has ended, or is out of reach ({reason}); the same command resumes") from error
 
 
 def check_precision(precision: str, kind: str, dtype: torch.dtype) -> None:
@@ -154,11 +178,14 @@ def train(
         claim.start()
         if not resume or resume.step < trainer.max_steps:
             keep_earlier_metrics(folder)
+        else:
+            trainer.loggers = []  # nothing to log, and Lightning's logger would delete metrics.csv
         save_config(folder)
         if resume:
             print(f"resuming from {resume.path}, at training step {resume.step}", flush=True)
         print(size, flush=True)
-    trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
+    with _other_ranks_ending(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
         claim.record.strike("translator")
         for line in _export(trainer, module, folder, data.batch_size):

@@ -100,9 +100,11 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
             default the one that the configuration names, on the CPU.
 
     Raises:
-        UserError: if there is no such file, or it is not a translator of dds_train.
+        UserError: if there is no such file, it is not a translator of dds_train, or its weights are not finite.
     """
     config, weights = read_config(path), read_weights(path)
+    if not all_finite(weights.values()):
+        raise UserError(f"ckpt={path}: its weights are NaN or Inf; give a checkpoint from before they were")
     teacher = checkpoint or DiffusionCheckpoint(config.teacher)
     try:
         # A denoiser of its own: adapters must not reach one that others use.
