@@ -152,10 +152,10 @@ def test_a_terminal_that_closes_is_a_signal_and_no_error(tmp_path: Path) -> None
 
 
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
-    rank = (
-        "import time; from dds_train.runs.ranks import end_with_parent; end_with_parent(); print(1, flush=True); time.sleep(60)"
-    )
-    launcher = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {rank!r}]).pid, flush=True); import time; time.sleep(60)"
+    wait = "print(1, flush=True); time.sleep(60)"
+    rank = f"import time; from dds_train.runs.ranks import end_with_parent; end_with_parent(); {wait}"
+    start = f"subprocess.Popen([sys.executable, '-c', {rank!r}])"
+    launcher = f"import subprocess, sys, time; print({start}.pid, flush=True); time.sleep(60)"
     process = begin(program=launcher)
     assert process.stdout is not None
     pid = int(process.stdout.readline())

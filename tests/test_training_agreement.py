@@ -11,7 +11,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 from torch.utils.data import Dataset
 from training_runs import build, latents, trainer, two_ranks
 
@@ -65,12 +64,15 @@ class At(Callback):
             self.action()
 
 
+STEPS = 8  # in which each rank has half of the images
+
+
 def train(
     teacher: Path, folder: Path, steps: int, images: Images, *more: Callback, resume: Path | None = None
 ) -> tuple[pl.Trainer, Any]:
     module = build(teacher, loss=exploding_loss)
     data = SourceData(images, batch_size=1, held_out=4, workers=0, seed=0)
-    running = trainer(folder, 10, more=more, limit_train_batches=steps, **TWO)
+    running = trainer(folder, STEPS, more=more, limit_train_batches=steps, **TWO)
     running.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return running, module
 
@@ -112,10 +114,10 @@ def test_bad_batches_of_one_rank_and_a_resumed_run(tiny: Callable[[str], Path], 
 
         return on_rank
 
-    whole, parts = two_ranks(run(tmp_path / "whole", 10)), two_ranks(run(tmp_path / "parts", 6, 10))
+    whole, parts = two_ranks(run(tmp_path / "whole", STEPS)), two_ranks(run(tmp_path / "parts", 5, STEPS))
     assert whole == parts
     (first, weights), (second, weights_of_second) = whole
-    assert first["step"] == second["step"] == 10
+    assert first["step"] == second["step"] == STEPS
     assert weights == weights_of_second
     assert first["fired"].keys() == second["fired"].keys() == {"diversity"}
     for name in ("bad.txt", "skipped.txt"):
@@ -132,7 +134,7 @@ def test_a_signal_to_one_rank_stops_both_at_its_step(
 ) -> None:
     def run(rank: int) -> Any:
         stop = SaveOnSignal(tmp_path, StopRequest())
-        train(tiny("epsilon"), tmp_path, 10, Images(), At(3, 1, lambda: os.kill(os.getpid(), number)), stop)
+        train(tiny("epsilon"), tmp_path, STEPS, Images(), At(3, 1, lambda: os.kill(os.getpid(), number)), stop)
 
     assert two_ranks(run) == [f"SystemExit: {128 + number}"] * 2
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
@@ -142,14 +144,14 @@ def test_a_failing_disk_and_too_many_bad_samples_end_both_ranks(tiny: Callable[[
     number = of_second_rank(1)
 
     def failing(rank: int) -> Any:
-        train(tiny("epsilon"), tmp_path / "failing", 10, Images(failing=number))
+        train(tiny("epsilon"), tmp_path / "failing", STEPS, Images(failing=number))
 
     first, second = two_ranks(failing)
     assert first == "UserError: data: another rank can no longer read it"
     assert second.startswith(f"UserError: data: sample {number}: cannot be read (Input/output error)")
 
     def broken(rank: int) -> Any:  # five on each rank, of 16
-        train(tiny("epsilon"), tmp_path / "broken", 10, Images({4, 5, 6, 7, 8, 9, 10, 11, 12, 13}))
+        train(tiny("epsilon"), tmp_path / "broken", STEPS, Images({4, 5, 6, 7, 8, 9, 10, 11, 12, 13}))
 
     first, second = two_ranks(broken)
     assert first == second

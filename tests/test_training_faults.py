@@ -71,10 +71,10 @@ class Pages(Dataset[Sample]):
 def test_bad_samples_are_recorded_and_too_many_stop_the_run(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """Of 20 images, 4 held out: one of those, and three others in batches of one that then have none."""
     data = SourceData(Pages({2, 7, 9, 15}), batch_size=1, held_out=4, workers=0, seed=0)
-    trainer(tmp_path, 30, limit_val_batches=0).fit(build(tiny("epsilon")), datamodule=data)
+    trainer(tmp_path, 15, limit_val_batches=0).fit(build(tiny("epsilon")), datamodule=data)
     first, *others = (tmp_path / "bad.txt").read_text().splitlines()
     assert first == "2.png: broken"
     assert sorted(others) == ["15.png: broken", "7.png: broken", "9.png: broken"]
-    strict = trainer(tmp_path / "strict", 30, limit_val_batches=0, max_bad_fraction=0.2)
+    strict = trainer(tmp_path / "strict", 15, limit_val_batches=0, max_bad_fraction=0.2)
     with pytest.raises(UserError, match=r"4 of 15 samples .* max_bad_fraction=0\.2"):
         strict.fit(build(tiny("epsilon")), datamodule=data)

@@ -35,7 +35,7 @@ def test_a_slurm_job_that_srun_did_not_start_is_one_process(tmp_path: Path, monk
     with pytest.raises(UserError, match="trainer: You set `--ntasks=4`"):
         made(tmp_path, "trainer.devices=4")
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
-    with pytest.raises(UserError, match="trainer: You set `devices=2` .* `devices=4`"):
+    with pytest.raises(UserError, match=r"trainer: You set `devices=2` .* `devices=4`"):
         made(tmp_path, "trainer.devices=2")
     assert made(tmp_path, "trainer.devices=4").world_size == 4
 

@@ -122,12 +122,11 @@ def test_a_damaged_checkpoint_is_never_read(tmp_path: Path) -> None:
         path.write_bytes(content[:start] + bytes(512) + content[start + 512 :])
         try:
             weights, config = read_weights(path), read_config(path)
-        except UserError as error:
-            assert "corrupted" in str(error)
+        except UserError:
             refused += 1
-        else:
-            assert config == card()
-            assert all(torch.equal(weights[name.removeprefix("translator.")], state[name]) for name in state)
+            continue
+        assert config == card()
+        assert all(torch.equal(weights[name.removeprefix("translator.")], state[name]) for name in state)
     assert refused > 50
 
 

@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 def summed(trainer: pl.Trainer, values: Sequence[float]) -> list[float]:
     """The sums over all ranks of each of a fixed number of values."""
+    if trainer.world_size == 1:
+        return list(values)
     total = torch.tensor(values, dtype=torch.float32, device=trainer.strategy.root_device)
-    if trainer.world_size > 1:
-        torch.distributed.all_reduce(total)
+    torch.distributed.all_reduce(total)
     result: list[float] = total.tolist()
     return result
 

@@ -41,8 +41,8 @@ class Report:
 class FiniteSteps(Callback):
     """Skips steps whose gradient is not finite, records them in `path`, and stops the run after `patience` of them in a row.
 
-    All ranks decide alike, by the gradients that they share. The images whose edits are not finite are named, or all of the step
-    if the gradient alone is not.
+    All ranks decide alike, by the gradients that they share. The images whose edits are not finite are named, or all of the
+    step if the gradient alone is not.
 
     Raises:
         UserError: from training, after `patience` such steps in a row.

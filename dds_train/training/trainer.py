@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies.launchers import subprocess_script
@@ -104,7 +104,7 @@ def _own_signals(trainer: pl.Trainer) -> None:
     the first rank, whatever that still does, when another has ended.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    subprocess_script._launch_process_observer = _end_with_ranks  # type: ignore[attr-defined]
+    subprocess_script._launch_process_observer = _end_with_ranks  # type: ignore[assignment]
     if hasattr(trainer.strategy, "_timeout"):
         trainer.strategy._timeout = TIMEOUT
 
