@@ -48,7 +48,7 @@ def test_ranks_wait_minutes_for_one_another_and_signals_are_ours(tmp_path: Path,
     assert not trainer._signal_connector._original_handlers
 
 
-@pytest.mark.parametrize(("code", "own"), [(143, 143), (2, 2), (-9, 1)])
+@pytest.mark.parametrize(("code", "own"), [(143, 143), (2, 2), (-15, 143)])
 def test_a_rank_that_fails_ends_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, own: int) -> None:
     ended, codes = threading.Event(), []
     monkeypatch.setattr("dds_train.training.trainer.GRACE", 0.1)

@@ -52,9 +52,8 @@ class FiniteSteps(Callback):
         self.report, self.patience = Report(path), patience
         self.in_a_row = 0
         self._skipped = False
-        self._batches: list[
-            tuple[list[int], Tensor]
-        ] = []  # of this step: positions [B], and whether their edits are finite [B]
+        # Of this step: positions, and whether their edits are finite, [B] each.
+        self._batches: list[tuple[list[int], Tensor]] = []
 
     @property
     def total(self) -> int:
@@ -99,7 +98,8 @@ class FiniteSteps(Callback):
 
     def _record(self, trainer: pl.Trainer, culprits: list[int], images: list[int]) -> None:
         ranks = gathered(trainer, (culprits, images))
-        found = [culprits if any(culprits for culprits, _ in ranks) else images for culprits, images in ranks]
+        known = any(of_rank for of_rank, _ in ranks)
+        found = [of_rank if known else all_of_rank for of_rank, all_of_rank in ranks]
         names: Any = trainer.datamodule.names  # type: ignore[attr-defined]
         of_rank = (f"rank {rank}: " if len(ranks) > 1 else "" for rank in range(len(ranks)))
         named = "; ".join(start + ", ".join(names(p)) for start, p in zip(of_rank, found, strict=True) if p)

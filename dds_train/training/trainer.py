@@ -122,9 +122,9 @@ def _end_with_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """The exit code of a rank that has failed, 1 if it was killed; 0 if none has."""
+    """The exit code of a rank that has failed, 128 + N if signal N has killed it; 0 if none has."""
     code: int = next((rank.returncode for rank in ranks if rank.poll()), 0)
-    return code if code >= 0 else 1
+    return code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager
