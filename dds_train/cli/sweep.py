@@ -20,8 +20,8 @@ def run_jobs(jobs: Sequence[Sequence[str]]) -> int:
         process = subprocess.Popen([sys.executable, "-m", "dds_train", *job])
         # Ctrl-C reaches the job too, which saves first; other signals are for this process alone.
         signal.signal(signal.SIGINT, lambda *_: None)
-        for number in NUMBERS[1:]:
-            signal.signal(number, partial(_pass_on, process))
+        for other in NUMBERS[1:]:
+            signal.signal(other, partial(_pass_on, process))
         code = process.wait()
         codes.append(128 - code if code < 0 else code)
         if codes[-1]:
