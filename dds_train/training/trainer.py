@@ -103,10 +103,14 @@ def _own_signals(trainer: pl.Trainer) -> None:
     Lightning's handler for SIGTERM calls a collective, in which a rank that alone has the signal hangs; and its observer kills
     the first rank, whatever that still does, when another has ended.
     """
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
     subprocess_script._launch_process_observer = _end_with_ranks  # type: ignore[assignment]
     if hasattr(trainer.strategy, "_timeout"):
         trainer.strategy._timeout = TIMEOUT
+
+
+def _no_handlers() -> None:
+    """A function, not a lambda: some strategies pickle the trainer."""
 
 
 def _end_with_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
