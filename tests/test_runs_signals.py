@@ -106,11 +106,14 @@ def test_the_second_signal_ends_a_blocked_process_and_its_workers(
     wait_for(lambda: not is_alive(worker))
 
 
-@pytest.mark.parametrize("defer", ["", "stop.defer(); stop.received = 1; stop.end_deferring()"])
-def test_a_process_that_cannot_end_is_ended(defer: str) -> None:
+SAVED = "time.sleep(0.01); stop.received and (stop.end_deferring(), libc.pthread_mutex_lock(mutex))"
+
+
+@pytest.mark.parametrize(("defer", "call"), [("", CALLS["uninterruptible"]), ("stop.defer()", SAVED)])
+def test_a_process_that_cannot_end_is_ended(defer: str, call: str) -> None:
     """Blocked while it starts, as among ranks that wait for one another, or after it has saved."""
     short = f"import dds_train.runs.signals as signals; signals.GRACE = 1.0; {defer}"
-    process = begin(("CALL", CALLS["uninterruptible"]), ("DEFER", short))
+    process = begin(("CALL", call), ("DEFER", short))
     assert process.stdout is not None
     worker = int(process.stdout.readline())
     process.send_signal(signal.SIGTERM)
