@@ -57,6 +57,9 @@ def validate(
         if key.split(".")[0] in unused and key not in dropped:
             mistakes[key] = unknown_key(command, key, text, known_keys(command, plain))
     drop_synthetic_keys(plain, typed)
+    for key in ("source", "target"):  # null is no prompt where there has to be one
+        if plain.get(key, "") is None and default(command, key, {}) == "???":
+            plain[key] = "???"
     missing = missing_keys(plain)
     wrong = {error_key(plain, error): error for error in reversed(errors_of(model, plain))}
     wrong = {key: error for key, error in wrong.items() if key not in missing}
@@ -216,7 +219,7 @@ def message(command: str, key: str, error: ErrorDetails, choices: Mapping[str, s
         known = re.findall(r"'([^']*)'", context.get("expected", context.get("expected_tags", "")))
         return f"take {alternatives(known)}{nearest(str(error['input']), known)}"
     if kind in ("model_type", "model_attributes_type", "dict_type", "union_tag_not_found"):
-        return f"has several keys, such as {key}.{first_subkey(command, key, choices)}"
+        return f"has several keys, such as {subkey_examples(command, key, choices)}"
     if kind == "too_short":
         return f"give at least one{suffix(command, key, choices)}"
     return f"{KINDS[kind]}{suffix(command, key, choices)}" if kind in KINDS else error["msg"]
@@ -251,10 +254,11 @@ def default(command: str, key: str, choices: Mapping[str, str]) -> Any:
     return value
 
 
-def first_subkey(command: str, key: str, choices: Mapping[str, str]) -> str:
+def subkey_examples(command: str, key: str, choices: Mapping[str, str]) -> str:
     keys = default(command, key, choices) or ({"target": "..."} if key.startswith("tasks.") else {"NAME": "VALUE"})
-    name, value = next(iter(keys.items()))
-    return f"{name}={as_typed(value)}"
+    return " ".join(
+        f"{key}.{name}={example(command, f'{key}.{name}', choices) or as_typed(value)}" for name, value in keys.items()
+    )
 
 
 def known_keys(command: str, plain: Any) -> list[str]:

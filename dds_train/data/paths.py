@@ -1,9 +1,11 @@
-"""Shard files of a path, folder or glob pattern. No torch here: the command line imports it."""
+"""Files of data sets: shards of a path, folder or glob pattern. No torch here: the command line imports it."""
 
 import glob
 from pathlib import Path
 
 from dds_train.errors import UserError
+
+PROMPT_FILES = (".yaml", ".yml", ".txt")
 
 
 def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
