@@ -355,7 +355,7 @@ LOSS_OPTIONS: dict[str, Any] = {
 def loss_models() -> Iterator[type[Section]]:
     """A model for each file of conf/loss: a new loss needs no line here."""
     for path in sorted((CONF / "loss").glob("*.yaml")):
-        options = yaml.safe_load(path.read_text())
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
         name = options.pop("name")
         kinds = {key: LOSS_OPTIONS.get(key, Whole if type(value) is int else type(value)) for key, value in options.items()}
         fields = {"name": Literal[name], **kinds}

@@ -117,7 +117,7 @@ def drop_synthetic_keys(plain: dict[str, Any], typed: Mapping[str, str]) -> None
     """An experiment says how its images are synthesized; with another of our data sources that has no meaning."""
     data = plain.get("data")
     if isinstance(data, dict) and SOURCES.get(str(data.get("_target_")), "synthetic") != "synthetic":
-        own = set(yaml.safe_load((CONF / "data" / f"{SOURCES[data['_target_']]}.yaml").read_text()))
+        own = set(yaml.safe_load((CONF / "data" / f"{SOURCES[data['_target_']]}.yaml").read_text(encoding="utf-8")))
         for name in set(SyntheticData.model_fields) - own - {key.partition(".")[2] for key in typed}:
             data.pop(name, None)
 
@@ -248,7 +248,7 @@ def example(command: str, key: str, choices: Mapping[str, str]) -> str | None:
 def default(command: str, key: str, choices: Mapping[str, str]) -> Any:
     group, _, rest = key.partition(".")
     path, inside = (CONF / group / f"{choices[group]}.yaml", rest) if group in choices else (CONF / f"{command}.yaml", key)
-    value: Any = yaml.safe_load(path.read_text()) if path.is_file() else None
+    value: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     for part in inside.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value

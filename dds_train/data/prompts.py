@@ -55,7 +55,7 @@ def read_prompts(
         if not path.is_file():
             raise UserError(f"prompts={prompts}: no such file")
         try:
-            content = yaml.safe_load(path.read_text())
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise UserError(f"prompts={prompts}: not YAML: {str(error).splitlines()[0]}") from error
         content = {"prompts": content} if isinstance(content, list) else content

@@ -224,7 +224,7 @@ def _part_digests(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result
     except (OSError, ValueError) as error:
         raise UserError(f"teacher: {path} cannot be read as JSON: {error}") from error

@@ -172,7 +172,7 @@ class FiniteSteps(Callback):
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"step {trainer.global_step}: gradient not finite, skipped; images at positions {self._positions}\n")
             if self.total == 1:
                 print(f"\nsentinel: step {trainer.global_step}: gradient not finite, skipped; see {self.path}", flush=True)
@@ -209,7 +209,7 @@ class BadSamples(Callback):
         if new:
             path = self.path if trainer.is_global_zero else self.path.with_stem(f"{self.path.stem}-{trainer.global_rank}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{reason}\n" for reason in new)
         size = trainer.datamodule.size  # type: ignore[attr-defined]
         if len(self.seen) > self.limit * size:
