@@ -363,6 +363,17 @@ def test_short_forms(folder: Path) -> None:
     assert configure(*FIT, "guidance={start:2.0,end:3.0,fraction:0.5}").guidance.start == 2.0
 
 
+@pytest.mark.parametrize(("loss", "step"), [("dds", 0.05), ("pds", 0.55), ("csd", 0.375), ("lusd", 0.0097)])
+def test_the_step_size_is_that_of_the_loss_on_stable_diffusion(folder: Path, loss: str, step: float) -> None:
+    assert configure(*OPTIMIZE, f"loss={loss}").lr == 0.05  # critters
+    for teacher in ("sd15", "sd21", "sd21_base", "owner/name"):
+        config = configure(*OPTIMIZE, f"loss={loss}", f"teacher={teacher}")
+        assert (config.lr, config.optimizer.lr) == (step, step)
+    assert configure(*OPTIMIZE, f"loss={loss}", "teacher=sd15", "lr=0.1").lr == 0.1
+    config = configure(*EVALUATE, "method=family", "teacher=sd15")
+    assert {"lr": config.lr, **config.method[loss].model_dump()}["lr"] == step
+
+
 def test_a_path_is_taken_as_teacher_or_data(folder: Path) -> None:
     for typed in ("owner/name", str(folder), "."):
         config = configure(*OPTIMIZE, f"teacher={typed}")

@@ -320,6 +320,7 @@ class Editing(Section):
     t_range: TimestepRange
     mask_timestep: Whole
     mask_threshold: Share
+    lr_of: dict[str, Rate] = {}  # of losses for which lr is another
 
 
 class TeacherConfig(Section):
