@@ -501,7 +501,7 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Annotated[int | str | list[int], PlainValidator(device_count)]
     strategy: Text
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
     accumulate_grad_batches: Positive
     gradient_clip_val: AtLeastZero | None
 

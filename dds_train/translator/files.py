@@ -92,7 +92,7 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
         translator.load_state_dict(weights)
     except UserError:
         raise
-    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+    except (TypeError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
         raise _corrupted(path, error) from error
     return translator.eval(), config
 
