@@ -20,6 +20,7 @@ from dds_train.cli.conf import CONF
 from dds_train.cli.help import command_help
 from dds_train.cli.overrides import is_model, prepared
 from dds_train.cli.schema import MODELS
+from dds_train.data.paths import find_shards
 
 PROMPTS = ["source=a cat", "target=a lion"]
 REPOSITORY = Path(__file__).parents[1]
@@ -319,6 +320,17 @@ def test_words_in_place_of_a_path_stay_as_they_are(folder: Path) -> None:
     config = configure(*FIT, "resume=never", "output_dir=runs/${seed}")
     assert (config.resume, config.teacher.path) == ("never", "bundled")
     assert config.output_dir == str(folder / "runs/0")  # interpolations are for paths, not for prompts
+
+
+def test_brackets_of_the_working_directory_are_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in front of every pattern."""
+    place = tmp_path / "[2024]"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    for name in ("a[1].tar", "b.tar"):
+        (place / name).touch()
+    for typed, count in (("*.tar", 2), ("a[1].tar", 1), (".", 2)):
+        assert len(find_shards(configure(*FIT, "data=shards", f"data.path={typed}").data.path)) == count
 
 
 @pytest.mark.parametrize("text", ["${price}", "a ${price} tag", "c:\\new ${x}", "${oc.env:HOME}"])
