@@ -88,7 +88,7 @@ def start(*argv: str, **environment: str) -> "subprocess.Popen[bytes]":
 
 
 def test_a_reader_that_is_gone_ends_it_quietly() -> None:
-    process = start("--help")
+    process = start("--help", PYTHONUNBUFFERED="")  # it writes when it ends
     assert process.stdout
     process.stdout.close()
     _, errors = process.communicate()
