@@ -1,5 +1,7 @@
 """SDEdit against diffusers' own pipeline; DDIM inversion against the closed form of a Gaussian world."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,35 @@ def test_sdedit_is_what_diffusers_does(tiny: Callable[[str], Path], kind: str, s
     target = parts.text_encoder().condition("a dog")
     got = sdedit_latent(parts.teacher(), parts.ddim(), z, target, eps, strength=strength, steps=10, guidance=3.0)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def zero_snr(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A v-prediction teacher whose last timestep is pure noise (arXiv 2305.08891)."""
+    folder = tmp_path / "zero_snr"
+    shutil.copytree(tiny("v_prediction"), folder)
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_sampling_from_pure_noise_is_what_diffusers_does(zero_snr: Path) -> None:
+    parts = DiffusionCheckpoint(str(zero_snr))
+    oracle = DDIMScheduler.from_pretrained(zero_snr / "scheduler", clip_sample=False)
+    assert oracle.alphas_cumprod[-1] == 0
+    teacher, z = parts.teacher(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompt = parts.text_encoder().condition("a dog").expand(2)
+    got = sdedit_latent(teacher, parts.ddim(), z, prompt, z, strength=1.0, steps=10, guidance=1.0)
+    expected = z
+    oracle.set_timesteps(10)
+    for t in oracle.timesteps:
+        with torch.no_grad():
+            velocity = teacher.network(expected, t, encoder_hidden_states=prompt.text["text"]).sample
+        expected = oracle.step(velocity, t, expected).prev_sample
+    torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
+    edited = ddim_swap_latent(teacher, parts.ddim_inverse(), parts.ddim(), z, prompt, prompt, steps=200, guidance=1.0)
+    torch.testing.assert_close(edited, z, rtol=0, atol=0.2)  # the same prompt leads back
 
 
 def test_sdedit_without_strength_changes_nothing(tiny: Callable[[str], Path]) -> None:

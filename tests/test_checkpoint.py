@@ -181,7 +181,7 @@ def test_the_text_encoder_is_that_of_diffusers(tiny: Callable[[str], Path]) -> N
     pipeline = StableDiffusionPipeline.from_pretrained(tiny("epsilon"), safety_checker=None)
     prompts = ["a photo of a cat", "", "x" * 200]
     expected, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
-    with pytest.warns(UserWarning, match="prompt cut to 77 of its 202 tokens: 'xxx"):
+    with pytest.warns(UserWarning, match="prompt of 202 tokens, of which the last 125 are cut: 'xxx"):
         got = DiffusionCheckpoint(str(tiny("epsilon"))).text_encoder().embed(prompts)
     assert torch.equal(got["text"], expected)
 

@@ -20,6 +20,7 @@ from dds_train.cli.conf import CONF
 from dds_train.cli.help import command_help
 from dds_train.cli.overrides import is_model, prepared
 from dds_train.cli.schema import MODELS
+from dds_train.data.paths import find_shards
 
 PROMPTS = ["source=a cat", "target=a lion"]
 REPOSITORY = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     (FIT, "batch_size=16.0", "expected a whole number, such as 16"),
     (FIT, "gradient_checkpointing=1", "expected true or false"),
     (FIT, "guidance.fraction=3", "must be between 0 and 1"),
-    (FIT, "guidance=3", "guidance=3: has several keys, such as guidance.start=1.0"),
+    (FIT, "identity=3", "identity=3: has several keys, such as identity.start=1.0 identity.end=0.1"),
     (FIT, "guidance.end=high", "guidance.end=high: expected a number"),
     (FIT, "teacher.editing.guidance=high", "teacher.editing.guidance=high: expected a number, such as 1.5"),
     (FIT, "t_range=[900,50]", "t_range=[900,50]: give [FIRST,LAST]"),
@@ -93,6 +94,24 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     (FIT, "resume=/nowhere.ckpt", "resume=/nowhere.ckpt: no such file or folder; take auto, never"),
     (FIT, "output_dir=cat.png/run", "cat.png is a file"),
     (FIT, "output_dir=", "output_dir=: is empty"),
+    (FIT, "output_dir=a::b", "output_dir=a::b: has :: or ://"),
+    (FIT, "output_dir=s3://bucket/run", "output_dir=s3://bucket/run: not a local path"),
+    (FIT, "output_dir=~nobody-here/run", "no home folder ~nobody-here"),
+    (FIT, "guidance=high", "guidance.end=high: expected a number"),
+    (FIT, "augment=0.5", "augment.flip=0.5: expected true or false"),
+    (FIT, "every=100", "did you mean 'log_every', 'preview_every', 'validate_every' or 'checkpoint_every'?"),
+    (FIT, "steps=100", "'trainer.max_steps'"),
+    (FIT, "+trainer.max_epochs=3", "trainer.max_epochs=3: training is counted in steps; give trainer.max_steps"),
+    (FIT, "trainer.precision=64", "trainer.precision=64: take 32-true, 16-mixed or bf16-mixed"),
+    (FIT, "trainer.precision=bf16-true", "take 32-true, 16-mixed or bf16-mixed; did you mean 'bf16-mixed'"),
+    (FIT, "trainer=1", "trainer=1: take default"),
+    (FIT, "logger=null", "logger=null: take csv, tensorboard or wandb"),
+    (FIT, "teacher=mine", "sd21_base or a path"),
+    (FIT, "data=/nowhere", "data.path=/nowhere: no such file or folder"),
+    (FIT, "seed=4294967296", "seed=4294967296: must be between 0 and 4294967295"),
+    (["fit", "target=x"], "source=null", "fit needs source=..."),
+    (["fit", "target=x"], "source=a\udcc3", "is not text in this locale's encoding"),
+    (FIT, "validation=32", "validation.count=32: no task has a ground truth"),
     (FIT, "preview=", "preview=: take auto, vae or linear"),
     (FIT, "preview=linear", "needs latents"),
     (FIT, "best.metric=val/gap_close", "did you mean 'val/gap_closed'"),
@@ -228,12 +247,29 @@ def test_synthesize_takes_prompts_tasks_and_teacher_of_an_experiment(folder: Pat
         experiment["data"]["batch_size"],
     )
     assert (config.tasks, config.source, config.teacher) == (fit.tasks, fit.source, fit.teacher)
-    assert config.output_dir == "cats"
+    assert config.output_dir == str(folder / "cats")
     assert configure("synthesize", "+experiment=cats", "output_dir=x", "teacher=sd21").teacher != fit.teacher
 
 
 @pytest.mark.parametrize(
-    "value", ["my cat (1).png", "epoch=3.ckpt", "a lion, smiling: [big]", "it's a lion", "c:\\new\\", "{a}", "plain", "123"]
+    "value",
+    [
+        "my cat (1).png",
+        "epoch=3.ckpt",
+        "a lion, smiling: [big]",
+        "it's a lion",
+        "c:\\new\\",
+        "{a}",
+        "{red|blue}",
+        "}",
+        "plain",
+        "123",
+        "no",
+        "'big' cat, 'small'",
+        '"A" or "B"',
+        "l'été, 猫",
+        '"it\'s"!',
+    ],
 )
 def test_free_text_reaches_the_configuration_as_it_was_typed(value: str) -> None:
     config = configure(
@@ -243,8 +279,13 @@ def test_free_text_reaches_the_configuration_as_it_was_typed(value: str) -> None
     assert configure(*EVALUATE, f"target={value}", f"method.mine.negative={value}").method["mine"].negative == value
 
 
-def test_home_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("start", ["~/", "", "./"])
+def test_every_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sd").mkdir()
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "dino").mkdir()
     for name in ("a.png", "a.ckpt", "a.json", "a.yaml"):
         (tmp_path / name).touch()
     paths = {
@@ -261,17 +302,114 @@ def test_home_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.Monk
     }  # fmt: skip
     for command, files in paths.items():
         prompts = PROMPTS if command in ("fit", "optimize") else []
-        config = configure(command, *prompts, *(f"{key}=~/{name}" for key, name in files.items()))
+        config = configure(command, *prompts, *(f"{key}={start}{name}" for key, name in files.items()))
         for key, name in files.items():
             assert attrgetter(key)(config) == str(tmp_path / name), key
-    several = configure("predict", "ckpt=~/a.ckpt", "image=[~/a.png,~/a.png]").image
+    several = configure("predict", f"ckpt={start}a.ckpt", f"image=[{start}a.png,{start}a.png]").image
     assert several == [str(tmp_path / "a.png")] * 2
+    assert configure("fit", *PROMPTS, "logger=tensorboard", f"output_dir={start}new").logger.extra.save_dir == str(
+        tmp_path / "new"
+    )
+    mine = configure("evaluate", "method.mine.kind=translator", f"method.mine.ckpt={start}a.ckpt").method["mine"]
+    assert mine.ckpt == str(tmp_path / "a.ckpt")
+
+
+def test_words_in_place_of_a_path_stay_as_they_are(folder: Path) -> None:
+    config = configure(*OPTIMIZE, "mask=auto", "cache=memory", "teacher.path=owner/name")
+    assert (config.mask, config.cache, config.teacher.path) == ("auto", "memory", "owner/name")
+    config = configure(*FIT, "resume=never", "output_dir=runs/${seed}")
+    assert (config.resume, config.teacher.path) == ("never", "bundled")
+    assert config.output_dir == str(folder / "runs/0")  # interpolations are for paths, not for prompts
+
+
+def test_brackets_of_the_working_directory_are_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in front of every pattern."""
+    place = tmp_path / "[2024]"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    for name in ("a[1].tar", "b.tar"):
+        (place / name).touch()
+    for typed, count in (("*.tar", 2), ("a[1].tar", 1), (".", 2)):
+        assert len(find_shards(configure(*FIT, "data=shards", f"data.path={typed}").data.path)) == count
+
+
+@pytest.mark.parametrize("text", ["${price}", "a ${price} tag", "c:\\new ${x}", "${oc.env:HOME}"])
+def test_a_prompt_has_no_interpolations(folder: Path, text: str) -> None:
+    assert configure("fit", f"source={text}", "target=x").source == text
+    assert configure(*OPTIMIZE[:2], "image=cat.png", f"target=[{text},a lion]").target == [text, "a lion"]
+    again = [
+        prepared("fit", prepared("fit", one)) for one in (f"source={text}", f"target={text}")
+    ]  # as Lightning's other ranks do
+    assert configure("fit", *again).source == text
+    (job,) = launch("fit", "-m", f"source={text}", "target=x").jobs
+    assert configure("fit", *job[2:]).source == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "texts"),
+    [
+        ("[a lion, roaring, a bear]", ["a lion", "roaring", "a bear"]),
+        ("['a lion, roaring',a bear]", ["a lion, roaring", "a bear"]),
+        ('[un lion,l\'ours,"a, b",猫]', ["un lion", "l'ours", "a, b", "猫"]),
+        ("[it's,a 'big' cat,]", ["it's", "a 'big' cat"]),
+        ("['l\\'ours',no,null,1]", ["l'ours", "no", "null", "1"]),
+    ],
+)
+def test_lists_of_free_texts(folder: Path, typed: str, texts: list[str]) -> None:
+    assert configure(*OPTIMIZE[:2], "image=cat.png", f"target={typed}").target == texts
+    assert configure(*SYNTHESIZE, f"words.fur={typed}").words == {"fur": texts}
+
+
+def test_one_word_is_not_its_letters(folder: Path) -> None:
+    assert configure(*SYNTHESIZE, "words.fur=orange").words == {"fur": ["orange"]}
+    assert configure(*FIT, "data.words.fur=dark, brown").data.words == {"fur": ["dark, brown"]}
+
+
+def test_short_forms(folder: Path) -> None:
+    truth = "tasks.a.truth.species=lion"
+    config = configure(*FIT, "guidance=7.5", "augment=true", truth, "validation=32", "best=val/gap_closed", "sentinels=stop")
+    assert (config.guidance.start, config.guidance.end, config.augment.flip) == (1.0, 7.5, True)
+    assert (config.validation.count, config.best.metric, config.sentinels.action) == (32, "val/gap_closed", "stop")
+    assert configure(*OPTIMIZE, "early_stop=0.05").early_stop.tolerance == 0.05
+    config = configure(*EVALUATE, "clip=null", "structure=dino", "lpips=[alex]")
+    assert (config.clip.model, config.structure.model, config.lpips.nets) == (None, "dino", ["alex"])
+    assert configure(*FIT, "guidance={start:2.0,end:3.0,fraction:0.5}").guidance.start == 2.0
+
+
+@pytest.mark.parametrize(("loss", "step"), [("dds", 0.05), ("pds", 0.55), ("csd", 0.375), ("lusd", 0.0097)])
+def test_the_step_size_is_that_of_the_loss_on_stable_diffusion(folder: Path, loss: str, step: float) -> None:
+    assert configure(*OPTIMIZE, f"loss={loss}").lr == 0.05  # critters
+    for teacher in ("sd15", "sd21", "sd21_base", "owner/name"):
+        config = configure(*OPTIMIZE, f"loss={loss}", f"teacher={teacher}")
+        assert (config.lr, config.optimizer.lr) == (step, step)
+    assert configure(*OPTIMIZE, f"loss={loss}", "teacher=sd15", "lr=0.1").lr == 0.1
+    config = configure(*EVALUATE, "method=family", "teacher=sd15")
+    assert {"lr": config.lr, **config.method[loss].model_dump()}["lr"] == step
+
+
+def test_a_path_is_taken_as_teacher_or_data(folder: Path) -> None:
+    for typed in ("owner/name", str(folder), "."):
+        config = configure(*OPTIMIZE, f"teacher={typed}")
+        assert config.teacher.path == ("owner/name" if typed == "owner/name" else str(folder))
+        assert config.teacher.editing == configure(*OPTIMIZE, "teacher=sd15").teacher.editing  # not those of critters
+    assert configure(*PREDICT, "teacher=owner/name").teacher.path == "owner/name"
+    (folder / "photos").mkdir()
+    (folder / "photos" / "a.png").touch()
+    for typed, source in (
+        ("photos", "FolderSource"),
+        ("photos/*.png", "FolderSource"),
+        ("shard.tar", "ShardSource"),
+        (".", "ShardSource"),
+    ):
+        config = configure(*FIT, f"data={typed}")
+        assert config.data.target.endswith(source), typed
+        assert config.data.path == str(folder / typed)
 
 
 def test_names_of_ones_own_need_no_plus() -> None:
     for typed in ("tasks.lion.target=a lion, asleep", "+tasks.lion.target=a lion, asleep"):
         assert prepared("fit", typed) == "++tasks.lion.target='a lion, asleep'"
-    assert prepared("synthesize", "words.fur=[gray]") == "++words.fur=[gray]"
+    assert prepared("synthesize", "words.fur=[gray]") == "++words.fur=['gray']"
     assert prepared("evaluate", "method.mine.loss=pds") == "++method.mine.loss=pds"
     assert prepared("fit", "tasks_per_image=2") == "tasks_per_image=2"
     assert prepared("fit", prepared("fit", "tasks.a.target=x, y")) == "++tasks.a.target='x, y'"
@@ -330,11 +468,11 @@ def test_each_job_of_a_sweep_has_a_folder_of_its_own(folder: Path) -> None:
 
     default = jobs("loss=dds,sds")
     assert [(config.loss.name, config.output_dir) for config in default] == [
-        ("dds", "outputs/fit/stamp/0"),
-        ("sds", "outputs/fit/stamp/1"),
+        ("dds", str(folder / "outputs/fit/stamp/0")),
+        ("sds", str(folder / "outputs/fit/stamp/1")),
     ]
     own = jobs("lr=1e-3,1e-4", "output_dir=my sweep, 2", "batch_size=2,4")
-    assert [config.output_dir for config in own] == [f"my sweep, 2/{number}" for number in range(4)]
+    assert [config.output_dir for config in own] == [str(folder / f"my sweep, 2/{number}") for number in range(4)]
     assert [(config.lr, config.batch_size) for config in own] == [(1e-3, 2), (1e-3, 4), (1e-4, 2), (1e-4, 4)]
     # Free text is one value, commas included, unless it is a choice.
     assert [config.target for config in jobs("target=a lion, asleep")] == ["a lion, asleep"]

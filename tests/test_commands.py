@@ -69,7 +69,7 @@ def test_training_goes_on_where_it_stopped(tiny: Callable[[str], Path], tmp_path
     teacher = tiny("epsilon")
     fit(teacher, tmp_path, "trainer.max_steps=2")
     printed = fit(teacher, tmp_path, "trainer.max_steps=4")
-    assert "resuming from run/checkpoints/last.ckpt, at training step 2" in printed
+    assert f"resuming from {tmp_path}/run/checkpoints/last.ckpt, at training step 2" in printed
     logged = [list(csv.DictReader((tmp_path / "run" / name).open())) for name in ("metrics-1.csv", "metrics.csv")]
     assert [int(row["step"]) for part in logged for row in part if row["loss/grad_rms"]] == [0, 1, 2, 3]
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
@@ -80,7 +80,7 @@ def test_training_goes_on_where_it_stopped(tiny: Callable[[str], Path], tmp_path
     last.write_bytes(last.read_bytes()[:5000])  # a disk that was full
     printed = fit(teacher, tmp_path, "trainer.max_steps=6")
     assert "last.ckpt is corrupted" in printed
-    assert "resuming from run/checkpoints/step-0000004.ckpt" in printed
+    assert f"resuming from {tmp_path}/run/checkpoints/step-0000004.ckpt" in printed
 
 
 EQUAL_WEIGHTS = """
@@ -145,7 +145,7 @@ def test_ctrl_c_and_kill_save_and_say_so(tiny: Callable[[str], Path], tmp_path: 
         printed, _ = process.communicate(timeout=60)
         assert process.returncode == code, printed
         last = tmp_path / number.name / "checkpoints" / "last.ckpt"
-        assert f"resumes from {number.name}/checkpoints/last.ckpt" in printed
+        assert f"resumes from {tmp_path}/{number.name}/checkpoints/last.ckpt" in printed
         assert torch.load(last, weights_only=True)["global_step"] > 0
         assert not (tmp_path / number.name / "translator").exists()
 

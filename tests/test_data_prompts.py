@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dds_train.data.prompts import fill, fill_all, read_prompts
+from dds_train.data.prompts import as_templates, fill, fill_all, read_prompts
 from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
 
@@ -25,3 +25,28 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     for wrong in (str(tmp_path / "bad.yaml"), str(tmp_path / "none.yaml"), []):
         with pytest.raises(UserError, match="prompts"):
             read_prompts(wrong, {})
+
+
+def test_every_text_of_a_file_is_text(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "prompts: a {word} sign {number}\nwords: {word: [no, yes], number: 1.50}\n", encoding="utf-8"
+    )
+    made = set(fill_all(*read_prompts(str(tmp_path / "p.yaml"), {}), 20, 0))
+    assert made == {"a no sign 1.50", "a yes sign 1.50"}
+    assert fill_all(*read_prompts("a {fur} cat", {"fur": "gray"}), 1, 0) == ["a gray cat"]
+    (tmp_path / "p.txt").write_text("\ufeffa cat, l'été\n\n  a dog  \n", encoding="utf-8")
+    assert read_prompts(str(tmp_path / "p.txt"), {}) == (["a cat, l'été", "a dog"], {})
+    for text in ("", "words: {a: {b: c}}\nprompts: x", "prompts: [[a]]", "- a: b", "[", "7"):
+        (tmp_path / "p.yaml").write_text(text)
+        with pytest.raises(UserError, match="prompts="):
+            read_prompts(str(tmp_path / "p.yaml"), {})
+
+
+@pytest.mark.parametrize("braces", ["}", "{", "{red|blue}", "{}", "{0.a}", "{a!r}", "{a:b}"])
+def test_braces_that_are_no_placeholder(braces: str) -> None:
+    with pytest.raises(UserError, match=r"^prompts: 'a .*write \{\{ and \}\} for braces"):
+        read_prompts([f"a {braces} cat", "a dog"], {"a": ["x"], "red|blue": ["y"], "0": ["z"]})
+    # A source prompt is no template: its braces are part of it.
+    assert fill_all(*read_prompts(as_templates([f"a {braces} cat"]), {}), 1, 0) == [f"a {braces} cat"]
+    with pytest.raises(UserError, match="have no captions yet"):
+        as_templates(["{caption}"])

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from dds_train.data.synthetic import SyntheticSource
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.errors import UserError
 
 
 def test_samples_do_not_depend_on_batch_size_and_are_cached(tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -26,3 +28,26 @@ def test_samples_do_not_depend_on_batch_size_and_are_cached(tiny: Callable[[str]
     source(6, "a").prepare()
     assert (a.folder / "shard-00000.tar").stat().st_mtime_ns == written
     assert source(6, "a", seed=1).folder != a.folder
+
+
+def test_a_cache_that_cannot_be_written(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def source(cache: str | None) -> SyntheticSource:
+        return SyntheticSource(DiffusionCheckpoint(str(tiny("epsilon"))), ["a cat"], {}, 2, 2.0, 1, 2, 0, cache)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data.cache=.*file/cache: cannot be written \(Not a directory\); .*DDS_CACHE"):
+        source(str(tmp_path / "file" / "cache")).prepare()
+    monkeypatch.delenv("DDS_CACHE", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(UserError, match="set the environment variable DDS_CACHE"):
+        source(None)
+    complete = source(str(tmp_path))
+    complete.prepare()
+    monkeypatch.setattr("dds_train.data.synthetic.FileLock", None)  # such as one on a disk that is read-only
+    source(str(tmp_path)).prepare()
+    assert len(complete.captions) == 2

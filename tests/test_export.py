@@ -17,8 +17,10 @@ from shell import environment
 from dds_train import Translator
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import Prompt
+from dds_train.errors import UserError
 from dds_train.export import standalone_diffusers, standalone_onnx
 from dds_train.export.diffusers_folder import export_diffusers
+from dds_train.export.model_card import training_notes
 from dds_train.export.onnx_folder import export_onnx
 from dds_train.images.files import from_pil, to_pil
 from dds_train.translator import Task, TranslatorConfig, export_translator, make_translator
@@ -149,3 +151,20 @@ def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, phot
     assert "| translator a | 0.712 |  |" in card
     assert "| dds |" not in card
     assert card.startswith("---\nlibrary_name: dds_train")
+
+
+def test_damaged_notes_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "translator").mkdir()
+    (tmp_path / "config.yaml").write_text("data: {count: 3}\ntrainer: {max_steps: 2}\nbatch_size: 4\n")
+    (tmp_path / "metrics.csv").write_text("step,val/a\n1,0.5\n")
+    assert len(training_notes(tmp_path / "translator")) == 2
+    for name, text in (
+        ("config.yaml", "data:\ntrainer:\nbatch_size"),
+        ("config.yaml", "[cut"),
+        ("config.yaml", ""),
+        ("metrics.csv", "val/a\n0.x"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}: damaged; delete it"):
+            training_notes(tmp_path / "translator")
+        (tmp_path / name).unlink()

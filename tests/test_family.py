@@ -7,9 +7,10 @@ import torch
 from gaussian import GaussianTeacher, condition, schedule
 from torch import Tensor
 
-from dds_train.distillation import LOSSES, Condition, Prompt, make_loss
+from dds_train.distillation import LOSSES, Condition, NoiseSchedule, Prompt, make_loss
 from dds_train.distillation.linear import LINEAR, TERMS, Coefficients, linear_loss, pds
 from dds_train.distillation.losses import lowest_timestep
+from dds_train.methods.optimize import optimize_latent
 
 B, W = 3, 4.0
 T = torch.tensor([60, 500, 930])
@@ -99,6 +100,29 @@ def test_identity_term_of_pds_decreases_with_t() -> None:
     sums = pds(TEACHER.schedule, t, 1.0)
     ratio = (sums["change"] / sums["edit_target"]).flatten()  # type: ignore[operator,union-attr]
     torch.testing.assert_close(ratio, torch.tensor([6.96, 0.39, 0.06], dtype=ratio.dtype), atol=6e-3, rtol=2e-3)
+
+
+def test_coefficients_of_pds_keep_their_digits_at_small_timesteps() -> None:
+    """Of a schedule in float32."""
+    noise = NoiseSchedule(TEACHER.schedule.alpha.float(), TEACHER.schedule.sigma.float())
+    t, alpha = torch.tensor([2, 3, 50]), noise.alpha.double()
+    change = pds(noise, t, 1.0)["change"]
+    now, two_back, one_back = (alpha[t - back] ** 2 for back in (0, 2, 1))
+    a = now / one_back
+    deviation = ((1 - a) * (1 - two_back) / (1 - now)).sqrt()
+    c0, c1 = two_back.sqrt() * (1 - a) / (1 - now), a.sqrt() * (1 - two_back) / (1 - now)
+    pull = (two_back.sqrt() - c0 - c1 * now.sqrt()) / deviation
+    torch.testing.assert_close(change.flatten(), pull.float(), rtol=1e-6, atol=0)  # type: ignore[union-attr]
+
+
+def test_pds_looks_back_no_further_than_the_schedule() -> None:
+    z, prompts = torch.zeros(1, 4, 8, 8), (SOURCE[:1], TARGET[:1])
+    with pytest.raises(ValueError, match=r"loss pds looks back stride=5 timesteps, got t=2"):
+        pds(TEACHER.schedule, torch.tensor([9, 2]), 1.0, stride=5)
+    with pytest.raises(ValueError, match=r"t_range must lie within \[2, 1000\], got \[0, 900\]"):
+        optimize_latent(TEACHER, z, *prompts, loss="pds", t_range=(0, 900))
+    with pytest.raises(ValueError, match="loss pds looks back"):
+        next(optimize_latent(TEACHER, z, *prompts, loss=make_loss("pds", stride=500), t_range=(1, 2)))
 
 
 def test_missing_negative_prompt_is_refused() -> None:

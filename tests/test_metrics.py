@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import Resize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
+from transformers.image_transforms import get_resize_output_image_size
 
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.scores import score_edit
@@ -307,7 +310,7 @@ def test_structure_distance_by_hand(tmp_path: Path) -> None:
         )
         norm = next(module for name, module in reversed(list(model.named_modules())) if name.endswith("layernorm_before"))
         with torch.no_grad():
-            entering = model(pixels, output_hidden_states=True).hidden_states[-2]
+            entering = model(pixels, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-2]
             return norm(entering) @ weight.T + bias
 
     a, b = images(0, 1, (32, 32)).clamp(-1, 1), images(1, 1, (32, 32)).clamp(-1, 1)
@@ -318,6 +321,13 @@ def test_structure_distance_by_hand(tmp_path: Path) -> None:
     assert maps[0].shape == (17, 17)  # 16 patches and the class token
     assert structure(a, b).item() == pytest.approx((maps[0] - maps[1]).square().mean().item(), rel=1e-3)
     assert structure(a, a).item() == 0
+    # PIE-Bench's code scales the shorter side, and does not divide by 255.
+    for size in ((32, 32), (50, 61), (40, 200)):
+        pair = [(images(seed, 1, size).clamp(-1, 1) * 127.5 + 127.5).round() for seed in (0, 1)]
+        resize = Resize(32, max_size=68, antialias=False)
+        first, second = (F.normalize(keys(2 * resize(image) - 1)[0], dim=-1) for image in pair)
+        expected = (first @ first.T - second @ second.T).square().mean().item()
+        assert structure.pie_bench(*(image / 127.5 - 1 for image in pair)).item() == pytest.approx(expected, rel=1e-3)
     with pytest.raises(UserError, match=r"structure\.model="):
         Structure(str(tmp_path / "none"))
 
@@ -357,6 +367,9 @@ def test_clip_is_that_of_transformers(clip_folder: Path) -> None:
     torch.testing.assert_close(clip.direction(before, after, source, target).float(), moved, atol=1e-3, rtol=1e-3)
     assert clip.direction(before, before, source, target).isnan().all()
     assert clip.images(torch.zeros(1, 3, 40, 64)).shape == (1, 16)
+    with mock.patch.object(F, "interpolate", wraps=F.interpolate) as scaled:
+        clip.images(torch.zeros(1, 3, 45, 33))
+    assert tuple(scaled.call_args[0][1]) == get_resize_output_image_size(np.zeros((3, 45, 33)), 32, default_to_square=False)
     with pytest.raises(UserError, match=r"clip\.model=nowhere"):
         Clip("nowhere")
 

@@ -1,4 +1,4 @@
-"""What optimize refuses once files and models are read: one line, and nothing written."""
+"""What optimize refuses once files and models are read (one line, and nothing written), and what it says before it begins."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,3 +37,11 @@ def test_a_mistake_is_refused_in_one_line(tiny: Callable[[str], Path], folder: P
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (folder / "never").exists()
+
+
+def test_several_targets_are_said(tiny: Callable[[str], Path], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A comma in a list begins another edit."""
+    options = [f"teacher.path={tiny('epsilon')}", "output_dir=out", "steps=1", "snapshots=0"]
+    optimize.run(configure("optimize", "image=0.png", "source=a cat", "target=[a lion, roaring]", *options))
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 edits of each image: 'a lion', 'roaring'; quotes keep commas in one: ['a, b',c]\n")

@@ -98,7 +98,7 @@ def test_images_of_a_killed_run_never_count_as_those_of_another(world: Path, aft
     assert results(world / "out") == of_first
     assert "8 of 8" not in printed
     assert not leavings(world / "out")
-    assert "8 of 8 images are in out already" in run(*PREDICT, cwd=world)
+    assert f"8 of 8 images are in {world / 'out'} already" in run(*PREDICT, cwd=world)
 
 
 def test_images_with_nan_fail_by_name(world: Path) -> None:
@@ -115,10 +115,10 @@ def test_images_with_nan_fail_by_name(world: Path) -> None:
         "main()\n"
     )
     printed = run(*PREDICT, cwd=world, code=2, start=("program.py",))
-    assert f"1 of 8 images failed, the translator's output is NaN or Inf: {Path('images/5.png')}" in printed
+    assert f"1 of 8 images failed, the translator's output is NaN or Inf: {world / 'images/5.png'}" in printed
     assert "Traceback" not in printed
     assert sorted(results(world / "out")) == [f"{number}.png" for number in range(8) if number != 5]
-    assert "7 of 8 images are in out already" in run(*PREDICT, cwd=world)
+    assert f"7 of 8 images are in {world / 'out'} already" in run(*PREDICT, cwd=world)
     assert len(results(world / "out")) == 8
 
 
@@ -140,7 +140,7 @@ def test_translators_and_teachers_are_known_by_their_weights(world: Path, tiny: 
         world / "teacher" / "vae" / "diffusion_pytorch_model.fp16.safetensors",
     )
     moved = (*PREDICT, "ckpt=elsewhere", "teacher.path=teacher")
-    assert "8 of 8 images are in out already" in run(*moved, cwd=world)
+    assert f"8 of 8 images are in {world / 'out'} already" in run(*moved, cwd=world)
     for file, key in (
         (world / "elsewhere" / "translator.safetensors", "ckpt="),
         (world / "teacher" / "vae" / "diffusion_pytorch_model.safetensors", "teacher.weights="),

@@ -96,6 +96,21 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_cut_configuration_is_refused_in_one_line(tmp_path: Path) -> None:
+    export_translator(tmp_path, trained(), card())
+    text = (tmp_path / "config.json").read_text()
+    plain = json.loads(text)
+    task = next(iter(plain["tasks"].values()))
+    cut = [text[: len(text) * part // 8] for part in range(8)]
+    other = [{**plain, key: value} for key in ("tasks", "translator", "format") for value in (None, {}, [], 7, "x")]
+    other += [{**plain, "tasks": {"a": {**task, key: None}}} for key in ("source", "target", "instruction")]
+    for content in [*cut, *map(json.dumps, [*other, None, [], 7])]:
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"ckpt=.*(corrupted|format)") as error:
+            load_translator(tmp_path)
+        assert "\n" not in str(error.value)
+
+
 def test_newer_and_older_formats_are_reported_as_such(tmp_path: Path) -> None:
     export_translator(tmp_path / "newer", trained(), card())
     config = json.loads((tmp_path / "newer" / "config.json").read_text())

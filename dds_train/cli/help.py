@@ -34,7 +34,7 @@ def command_help(command: str) -> str:
     """The command's own YAML file, then those of its groups: the default choice in full, the others by what they change."""
     from dds_train.cli.schema import MODELS
 
-    header, _, body = (CONF / f"{command}.yaml").read_text().partition("defaults:\n")
+    header, _, body = (CONF / f"{command}.yaml").read_text(encoding="utf-8").partition("defaults:\n")
     entries = "".join(line for line in body.splitlines(True) if line.startswith("  ") and "  - " in line)
     keys = body[body.rindex("  - ") :].partition("\n")[2]
     shared = [name for name in re.findall(r"^  - (\w+)$", entries, re.MULTILINE) if name not in ("_self_", "hydra_settings")]
@@ -42,7 +42,7 @@ def command_help(command: str) -> str:
         pair for pair in re.findall(r"^  - (\w+): (\w+)", entries, re.MULTILINE) if pair[0] in MODELS[command].model_fields
     ]
     parts = [f"python -m dds_train {command}: {COMMANDS[command]}\n", header, keys.lstrip("\n")]
-    parts += ["\n" + (CONF / f"{name}.yaml").read_text() for name in shared]
+    parts += ["\n" + (CONF / f"{name}.yaml").read_text(encoding="utf-8") for name in shared]
     parts += ["\n" + group_help(CONF / group, choice) for group, choice in groups]
     if "  - experiment: null" in entries:
         parts.append(f"\n# +experiment=NAME: {', '.join(sorted(file.stem for file in (CONF / 'experiment').glob('*.yaml')))}\n")
@@ -50,11 +50,11 @@ def command_help(command: str) -> str:
 
 
 def group_help(folder: Path, choice: str) -> str:
-    text = (folder / f"{choice}.yaml").read_text()
+    text = (folder / f"{choice}.yaml").read_text(encoding="utf-8")
     usual = dict(leaves(yaml.safe_load(text)))
     lines = [f"{folder.name}:  # {folder.name}={choice}", *(f"  {line}" for line in text.splitlines())]
     for file in sorted(folder.glob("*.yaml")):
-        other = dict(leaves(yaml.safe_load(file.read_text())))
+        other = dict(leaves(yaml.safe_load(file.read_text(encoding="utf-8"))))
         changed = {key: value for key, value in other.items() if usual.get(key) != value and key != "defaults"}
         if any(value != "null" for value in changed.values()):
             lines.append(f"  # {folder.name}={file.stem}: {' '.join(f'{key}={value}' for key, value in changed.items())}")

@@ -12,13 +12,14 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dds_train.cli.conf import CONF
-from dds_train.cli.overrides import key_of, prepared, quoted
+from dds_train.cli.overrides import expanded, key_of, prepared, quoted
 from dds_train.cli.schema import Section, alternatives, nearest
 from dds_train.cli.validate import known_keys, unknown_key, validate
 from dds_train.errors import UserError
@@ -62,7 +63,8 @@ class Launch:
             self.flags.config_dir = os.path.expanduser(self.flags.config_dir)
         self.folders = [CONF, *([Path(self.flags.config_dir)] if self.flags.config_dir else [])]
         self.typed = {key_of(one): "".join(one.partition("=")[1:]) for one in self.flags.overrides or ()}
-        self.overrides = [prepared(command, one, self.folders, self.flags.multirun) for one in self.flags.overrides or ()]
+        in_full = [one for typed in self.flags.overrides or () for one in expanded(command, typed, self.folders)]
+        self.overrides = [prepared(command, one, self.folders, self.flags.multirun) for one in in_full]
         if any(getattr(self.flags, name) for name in ("hydra_help", "shell_completion", "info")):
             self._hydra(arguments, lambda cfg: None)
             return
@@ -129,7 +131,7 @@ class Launch:
         unresolved: Any = OmegaConf.to_container(cfg)
         known = known_keys(self.command, unresolved)
         for key in self._unknown:
-            self._mistakes[unknown_key(self.command, key, self.typed[key], known)] = key
+            self._mistakes[unknown_key(self.command, key, self.typed.get(key, ""), known)] = key
         self._mistakes |= {line: key for key, line in mistakes.items()}
         if config is None or self._mistakes:
             return None
@@ -151,8 +153,10 @@ class Launch:
                 line = f"{key}: a key has no spaces"
             else:
                 try:
-                    OverridesParser.create().parse_override(override)
-                    continue
+                    parsed = OverridesParser.create().parse_override(override).value()
+                    if not self._is_group(key) or override.startswith("~") or isinstance(parsed, (str, list, Sweep)):
+                        continue
+                    line = self._choices(key, value)
                 except HydraException:
                     line = f"{key}={value}: quote the value: {key}=\"'{value}'\""
             self._mistakes[line] = key_of(override)
@@ -171,14 +175,21 @@ class Launch:
             self._mistakes[re.split(r" See | Check | Config search path", text)[0]] = ""
             return False
         if choice:
-            known = sorted(path.stem for folder in self.folders for path in (folder / key).glob("*.yaml"))
-            self._mistakes[f"{key}={choice[2]}: take {alternatives(known)}{nearest(choice[2], known)}"] = key
+            self._mistakes[self._choices(key, choice[2])] = key
         elif key == "experiment":
             self._mistakes[f"{override}: {self.command} takes no experiment; fit and synthesize do"] = key
         elif not any(key.startswith(f"{one}.") for one in self._dropped):  # of a group whose choice is mistaken
             self._unknown.append(key)
         self._remove(override)
         return True
+
+    def _is_group(self, key: str) -> bool:
+        return any((folder / key).is_dir() for folder in self.folders)
+
+    def _choices(self, group: str, value: str) -> str:
+        known = sorted(path.stem for folder in self.folders for path in (folder / group).glob("*.yaml"))
+        paths = ["a path"] if group in ("teacher", "data") else []
+        return f"{group}={value}: take {alternatives([*known, *paths])}{nearest(value, known)}"
 
     def _remove(self, override: str) -> None:
         self.overrides.remove(override)

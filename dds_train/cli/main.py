@@ -4,18 +4,40 @@ Configuration errors are reported in one line each, before a model is loaded: to
 """
 
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dds_train.cli.help import COMMANDS, command_help, usage
-from dds_train.errors import UserError
+from dds_train.errors import UserError, system_error
 from dds_train.runs.ranks import end_with_parent, is_first_rank
 from dds_train.runs.signals import STOP
 
+BROKEN_PIPE = 141  # as of a process that SIGPIPE ends
+
 
 def main() -> None:
-    argv = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no locale's encoding is worth a crash
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            dispatch(sys.argv[1:])
+        finally:
+            print(end="", flush=True)  # here, not when Python ends and can only complain
+    except BrokenPipeError:  # whoever read the output is gone, as `head` is after its lines
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(BROKEN_PIPE) from None
+    except Exception as error:
+        if (line := system_error(error)) is None:
+            raise
+        fail([line])
+
+
+def dispatch(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         raise SystemExit(0 if argv else 2)

@@ -11,7 +11,10 @@ from typing import Annotated, Any, Union
 from pydantic import BaseModel
 
 from dds_train.cli.conf import CONF
-from dds_train.cli.schema import MODELS, FreeText
+from dds_train.cli.schema import MODELS, CheckpointTeacher, FreeText, Short
+
+# A text between quotes that have no others of their kind inside.
+QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 
 
 def key_of(override: str) -> str:
@@ -29,8 +32,9 @@ def prepared(command: str, override: str, folders: Sequence[Path] = (CONF,), swe
         return override
     key, _, value = override.lstrip("+").partition("=")
     kinds = list(types_at(MODELS[command], key.split(".")))
-    if any(FreeText in marks for _, marks, _ in kinds) and not (sweep and re.fullmatch(r"choice\(.*\)", value)):
-        value = quoted(value)
+    texts = [mark for _, marks, _ in kinds for mark in marks if isinstance(mark, FreeText)]
+    if texts and not (sweep and re.fullmatch(r"choice\(.*\)", value)):
+        value = quoted(value, literal=not any(mark.is_path for mark in texts))
     is_group = any((folder / key).is_dir() for folder in folders)
     if key == "experiment":
         return f"experiment={value}"  # in the defaults of fit and synthesize
@@ -39,7 +43,30 @@ def prepared(command: str, override: str, folders: Sequence[Path] = (CONF,), swe
     return f"{override.partition('=')[0]}={value}"
 
 
-Typed = tuple[Any, set[type], bool]
+def expanded(command: str, override: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
+    """Short forms in full: a value for a group of keys that has one (`Short`), a path for a teacher or a data source."""
+    key, equals, value = override.lstrip("+").partition("=")
+    field = MODELS[command].model_fields.get(key)
+    if not equals or field is None or override.startswith("~"):
+        return [override]
+    short = next((mark.key for mark in field.metadata if isinstance(mark, Short)), None)
+    if short and not value.startswith("{"):
+        return [f"{key}.{short}={value}"]
+    is_choice = any((folder / key / f"{value}.yaml").is_file() for folder in folders)
+    if key not in ("teacher", "data") or is_choice or not looks_like_path(value):
+        return [override]
+    if key == "data":
+        has_shards = value.endswith(".tar") or any(Path(value).expanduser().glob("*.tar"))
+        return [f"data={'shards' if has_shards else 'folder'}", f"data.path={value}"]
+    # The settings of a command that suit Stable Diffusion: of critters there is one teacher, which is the default.
+    return [*(() if field.annotation is CheckpointTeacher else ("teacher=sd15",)), f"teacher.path={value}"]
+
+
+def looks_like_path(value: str) -> bool:
+    return "/" in value or "\\" in value or value.startswith(("~", ".")) or value.endswith(".tar") or os.path.exists(value)
+
+
+Typed = tuple[Any, Sequence[Any], bool]
 
 
 def types_at(annotation: Any, parts: Sequence[str], marks: Sequence[Any] = (), own: bool = False) -> Iterator[Typed]:
@@ -51,17 +78,17 @@ def types_at(annotation: Any, parts: Sequence[str], marks: Sequence[Any] = (), o
         for one in arguments:
             yield from types_at(one, parts, marks, own)
     elif not parts:
-        yield annotation, {type(mark) for mark in marks}, own
+        yield annotation, marks, own
     elif is_model(annotation):
         fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
         if parts[0] in fields:
             yield from types_at(fields[parts[0]].annotation, parts[1:], fields[parts[0]].metadata, own)
         elif own and annotation.model_config.get("extra") == "allow":
-            yield Any, set(), own
+            yield Any, (), own
     elif origin is dict:
         yield from types_at(arguments[1], parts[1:], (), own or arguments[0] is str)
     elif annotation is Any:
-        yield Any, set(), own
+        yield Any, (), own
 
 
 def subkeys(command: str, key: str) -> list[str]:
@@ -76,14 +103,28 @@ def is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def quoted(value: str) -> str:
-    """Free text for Hydra, which would read commas, brackets and equals signs in it as its own grammar; or a list of texts."""
-    is_list = value.startswith("[") and value.endswith("]") and not os.path.exists(value)
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if is_list and not any(mark in value for mark in "'\""):
-        return f"[{','.join(quoted(one.strip()) for one in value[1:-1].split(',') if one.strip())}]"
-    if value in ("null", "???", "") or is_list or is_quoted or value.startswith("${"):
-        return value
+def quoted(value: str, literal: bool = False) -> str:
+    """Free text for Hydra, which would read commas, brackets and equals signs in it as its own grammar; or a list of texts.
+
+    Args:
+        literal: ${...} stands for itself, and for no other key.
+    """
+    if value.startswith("[") and value.endswith("]") and not os.path.exists(value):
+        return f"[{','.join(quoted_text(one, literal) for one in split_list(value[1:-1]))}]"
+    return value if value in ("null", "???", "") or (value.startswith("${") and not literal) else quoted_text(value, literal)
+
+
+def split_list(inside: str) -> list[str]:
+    """Texts between commas; those within quotes, with commas and all."""
+    items = [match[1].strip() for match in re.finditer(rf"\s*((?:{QUOTED})(?=\s*(?:,|$))|[^,]*)\s*(?:,|$)", inside)]
+    return [item for item in items if item]
+
+
+def quoted_text(value: str, literal: bool) -> str:
+    if re.fullmatch(QUOTED, value, re.DOTALL):
+        return re.sub(r"(?<!\\)\$\{", r"\${", value) if literal else value
+    if literal:  # OmegaConf's rule: a backslash before it, and the backslashes in front doubled
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     # Hydra's rule: a quote is escaped, and so are the backslashes before one; others stand for themselves.
     escaped = re.sub(r"(\\*)'", r"\1\1\'", value)
     trailing = len(escaped) - len(escaped.rstrip("\\"))

@@ -29,7 +29,7 @@ from pydantic import (
 
 from dds_train.cli.conf import CONF
 from dds_train.critters.world import Critter, critter
-from dds_train.data.paths import find_shards
+from dds_train.data.paths import PROMPT_FILES, find_shards
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.find import find_images
@@ -47,7 +47,21 @@ class SubkeyError(ValueError):
 
 
 class FreeText:
-    """Marks text that users type as it is: `cli.overrides` quotes it for Hydra."""
+    """Marks text that users type as it is: `cli.overrides` quotes it for Hydra.
+
+    Args:
+        is_path: ${...} in it is Hydra's; in other texts it means itself.
+    """
+
+    def __init__(self, is_path: bool = False) -> None:
+        self.is_path = is_path
+
+
+class Short:
+    """Marks a group of keys that has a short form: `guidance=7.5` for `guidance.end=7.5`."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
 
 
 def number_between(lowest: float | None, highest: float | None = None, above: float | None = None) -> AfterValidator:
@@ -64,23 +78,62 @@ def number_between(lowest: float | None, highest: float | None = None, above: fl
 
 
 def as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if isinstance(value, bool):
+        raise ValueError("expected text; quote it in the YAML file, where yes, no, on and off stand for true and false")
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 def one_or_several(value: Any) -> Any:
-    several = value if isinstance(value, list) else [value]
-    if not several or not all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in several):
+    texts = [as_text(one) for one in (value if isinstance(value, list) else [value])]
+    if not texts or not all(isinstance(one, str) for one in texts):
         raise ValueError("expected text, or a list of texts")
-    return [as_text(one) for one in value] if isinstance(value, list) else as_text(value)
+    return texts if isinstance(value, list) else texts[0]
 
 
-def expand(value: Any) -> Any:
-    """A path's ~; of a path, or a list of paths."""
+def several(value: Any) -> Any:
+    """A list, of one text too."""
+    texts = one_or_several(value)
+    return texts if isinstance(texts, list) else [texts]
+
+
+def is_unicode(value: Any) -> Any:
+    """`value`, one text or several, unless it has bytes that the locale's encoding does not explain."""
+    for one in value if isinstance(value, list) else [value]:
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("is not text in this locale's encoding; set PYTHONUTF8=1") from error
+    return value
+
+
+def absolute(value: Any) -> Any:
+    """A path, or each of a list, as an absolute one: the only place where ~ and the working directory are looked up."""
     if isinstance(value, list):
-        return [expand(one) for one in value]
+        return [absolute(one) for one in value]
     if value == "":
         raise ValueError("is empty; give a path")
-    return os.path.expanduser(value)
+    if re.match(r"pipe:|[\w+.-]{2,}://", value):
+        raise ValueError("not a local path; give one on this disk")
+    path = os.path.expanduser(value)
+    if path.startswith("~") and not os.path.exists(path):
+        raise ValueError(f"no home folder {path.split(os.sep)[0]} here; give the whole path")
+    return str(Path(path).absolute())
+
+
+def path_or(*words: str) -> AfterValidator:
+    """A path, or one of `words`."""
+    return AfterValidator(lambda value: value if value in words else absolute(value))
+
+
+def folder_or_hub_id(value: str) -> str:
+    is_local = value.startswith((".", "~", os.sep)) or os.path.exists(value)
+    return str(absolute(value)) if is_local or not value else value
+
+
+def archive_free(value: str) -> str:
+    if re.search("::|://", value):  # fsspec, which Lightning reads checkpoints with, would look for an archive
+        raise ValueError("has :: or :// in its path, which Lightning takes for an archive or a URL; take another name")
+    return value
 
 
 def alternatives(known: Sequence[Any]) -> str:
@@ -94,10 +147,12 @@ Seed = Annotated[int, number_between(0, 2**32 - 1)]
 Share = Annotated[float, number_between(0, 1)]
 AtLeastZero = Annotated[float, number_between(0)]
 Rate = Annotated[float, number_between(None, above=0)]
-Text = Annotated[str, FreeText(), BeforeValidator(as_text)]
-Texts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several)]
-PathText = Annotated[Text, AfterValidator(expand)]
-PathTexts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several), AfterValidator(expand)]
+Text = Annotated[str, FreeText(), BeforeValidator(as_text), AfterValidator(is_unicode)]
+Texts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several), AfterValidator(is_unicode)]
+AnyPath = Annotated[str, FreeText(is_path=True), BeforeValidator(as_text)]
+PathText = Annotated[AnyPath, AfterValidator(absolute)]
+PathTexts = Annotated[str | list[str], FreeText(is_path=True), PlainValidator(one_or_several), AfterValidator(absolute)]
+ModelPath = Annotated[AnyPath, AfterValidator(folder_or_hub_id)]
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Weight = Literal["one", "sigma2"]
@@ -167,12 +222,12 @@ KIND_NAMES = {bool: "true or false", float: "a number", str: "text"}
 
 
 def prompt_file(value: Any) -> Any:
-    """Prompts, or the path of a YAML file of them."""
-    if not (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
+    """Prompts, or the path of a file of them."""
+    if not (isinstance(value, str) and value.endswith(PROMPT_FILES)):
         return value
-    if not Path(expand(value)).is_file():
-        raise ValueError("no such file; give prompts, or a YAML file of them")
-    return expand(value)
+    if not Path(absolute(value)).is_file():
+        raise ValueError("no such file; give prompts, or a YAML or text file of them")
+    return absolute(value)
 
 
 def device_name(value: str) -> str:
@@ -219,12 +274,13 @@ EditPaths = Annotated[PathTexts, AfterValidator(images_or_edit_list)]
 OutputFolder = Annotated[PathText, AfterValidator(folder_is_possible)]
 Checkpoint = Annotated[PathText, exists("give a .ckpt of fit or its translator/ folder")]
 Checkpoints = Annotated[PathTexts, exists("give a .ckpt of fit or its translator/ folder")]
-Mask = Annotated[PathText, exists("give an image, a folder of them, or auto", "auto")]
-Resume = Annotated[PathText, exists("take auto, never, or a .ckpt file of fit", "auto", "never")]
+Mask = Annotated[AnyPath, path_or("auto"), exists("give an image, a folder of them, or auto", "auto")]
+RESUME = ("auto", "never")
+Resume = Annotated[AnyPath, path_or(*RESUME), exists("take auto, never, or a .ckpt file of fit", *RESUME)]
 ExistingFile = Annotated[PathText, exists("give a file")]
 CritterAttributes = Annotated[dict[str, Any], AfterValidator(without_nulls), AfterValidator(critter_attributes)]
-Words = dict[str, list[Text]]
-Prompts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several), AfterValidator(prompt_file)]
+Words = dict[str, Annotated[list[str], FreeText(), PlainValidator(several), AfterValidator(is_unicode)]]
+Prompts = Annotated[Texts, AfterValidator(prompt_file)]
 Device = Annotated[str, AfterValidator(device_name)]
 TimestepRange = Annotated[list[int], AfterValidator(timestep_range)]
 
@@ -264,10 +320,11 @@ class Editing(Section):
     t_range: TimestepRange
     mask_timestep: Whole
     mask_threshold: Share
+    lr_of: dict[str, Rate] = {}  # of losses for which lr is another
 
 
 class TeacherConfig(Section):
-    path: PathText
+    path: ModelPath
     dtype: Dtype
     editing: Editing
 
@@ -275,7 +332,7 @@ class TeacherConfig(Section):
 class CheckpointTeacher(Section):
     """The teacher that a translator was trained with, if path is null."""
 
-    path: PathText | None
+    path: ModelPath | None
     dtype: Dtype
     editing: Editing | None = None
 
@@ -299,7 +356,7 @@ LOSS_OPTIONS: dict[str, Any] = {
 def loss_models() -> Iterator[type[Section]]:
     """A model for each file of conf/loss: a new loss needs no line here."""
     for path in sorted((CONF / "loss").glob("*.yaml")):
-        options = yaml.safe_load(path.read_text())
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
         name = options.pop("name")
         kinds = {key: LOSS_OPTIONS.get(key, Whole if type(value) is int else type(value)) for key, value in options.items()}
         fields = {"name": Literal[name], **kinds}
@@ -444,19 +501,25 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Annotated[int | str | list[int], PlainValidator(device_count)]
     strategy: Text
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
     accumulate_grad_batches: Positive
     gradient_clip_val: AtLeastZero | None
 
     @model_validator(mode="after")
     def check_extra(self) -> "TrainerConfig":
         for name in set(self.model_extra or {}) - TRAINER_ARGUMENTS:
+            if name == "max_epochs":
+                raise SubkeyError(name, "training is counted in steps; give trainer.max_steps")
             raise SubkeyError(name, f"take {alternatives(sorted(TRAINER_ARGUMENTS))}{nearest(name, TRAINER_ARGUMENTS)}")
         return self
 
 
+class LoggerTarget(TargetSection):
+    save_dir: PathText = ""
+
+
 class LoggerConfig(Section):
-    extra: TargetSection | None
+    extra: LoggerTarget | None
 
 
 class TaskConfig(Section):
@@ -509,7 +572,7 @@ class AutoMask(Section):
 
 
 class ClipFilter(Section):
-    model: PathText | None
+    model: ModelPath | None
     least: Annotated[float, number_between(-1, 1)]
     tries: Positive
 
@@ -517,7 +580,7 @@ class ClipFilter(Section):
 class Network(Section):
     """A model's folder or hub id; null = not used."""
 
-    model: PathText | None
+    model: ModelPath | None
 
 
 class LPIPS(Section):
@@ -537,6 +600,7 @@ class MethodConfig(Section):
     model_config = ConfigDict(extra="allow")
 
     negative: Text | None = None
+    ckpt: PathText | None = None
 
 
 # ---------------------------------------------------------------- commands
@@ -548,7 +612,7 @@ class FitConfig(Section):
     instruction: Text | None
     tasks: dict[str, TaskConfig]
     tasks_per_image: Positive
-    guidance: Ramp
+    guidance: Annotated[Ramp, Short("end")]
     identity: Ramp
     t_range: TimestepRange
     batch_size: Positive
@@ -557,21 +621,21 @@ class FitConfig(Section):
     gradient_checkpointing: bool
     workers: Whole
     held_out: Positive
-    augment: Augment
+    augment: Annotated[Augment, Short("flip")]
     log_every: Positive
     preview_every: Positive
     validate_every: Positive
     checkpoint_every: Positive
     preview: Literal["auto", "vae", "linear"]
-    validation: Validation
-    best: Best
+    validation: Annotated[Validation, Short("count")]
+    best: Annotated[Best, Short("metric")]
     max_bad_fraction: Share
-    sentinels: SentinelsConfig
+    sentinels: Annotated[SentinelsConfig, Short("action")]
     keep_checkpoints: Positive
-    resume: Resume
+    resume: Annotated[Resume, AfterValidator(archive_free)]
     seed: Seed
     device: Device
-    output_dir: OutputFolder
+    output_dir: Annotated[OutputFolder, AfterValidator(archive_free)]
     teacher: TeacherConfig
     translator: TranslatorNetworkConfig
     loss: LossConfig
@@ -612,7 +676,7 @@ class OptimizeConfig(Section):
     guidance: AtLeastZero
     lr: Rate
     t_range: TimestepRange
-    early_stop: EarlyStop
+    early_stop: Annotated[EarlyStop, Short("tolerance")]
     mask: Mask | None
     auto_mask: AutoMask
     exact_background: AutoOrFlag
@@ -620,7 +684,7 @@ class OptimizeConfig(Section):
     snapshots: Whole
     trajectory: list[Literal["strip", "gif", "mp4"]]
     max_side: Positive | None
-    cache: PathText | None
+    cache: Annotated[AnyPath, path_or("memory")] | None
     gradient_checkpointing: bool
     seed: Seed
     device: Device
@@ -652,9 +716,9 @@ class EvaluateConfig(Section):
     method: dict[str, MethodConfig]
     rows: Positive
     step_counts: list[Positive]
-    lpips: LPIPS
-    clip: Network
-    structure: Network
+    lpips: Annotated[LPIPS, Short("nets")]
+    clip: Annotated[Network, Short("model")]
+    structure: Annotated[Network, Short("model")]
     targets: ImagePaths | None
     fid: ExistingFile | None
 
@@ -669,7 +733,7 @@ class SynthesizeConfig(Section):
     steps: Positive
     batch_size: Positive
     per_shard: Positive
-    clip: ClipFilter
+    clip: Annotated[ClipFilter, Short("model")]
     source: Text | None
     target: Text | None
     instruction: Text | None
@@ -816,6 +880,6 @@ CROSS_CHECKS: tuple[Callable[..., Problems], ...] = (
 
 def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
-    same_end = [one for one in known if one.endswith(f".{word}")]
-    matches = same_end[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    matches = [one for one in known if re.search(rf"[._]{re.escape(word)}$", one)][:4]
+    matches = matches or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {alternatives([repr(one) for one in matches])}?" if matches else ""

@@ -57,6 +57,9 @@ def validate(
         if key.split(".")[0] in unused and key not in dropped:
             mistakes[key] = unknown_key(command, key, text, known_keys(command, plain))
     drop_synthetic_keys(plain, typed)
+    for key in ("source", "target"):  # null is no prompt where there has to be one
+        if plain.get(key, "") is None and default(command, key, {}) == "???":
+            plain[key] = "???"
     missing = missing_keys(plain)
     wrong = {error_key(plain, error): error for error in reversed(errors_of(model, plain))}
     wrong = {key: error for key, error in wrong.items() if key not in missing}
@@ -114,7 +117,7 @@ def drop_synthetic_keys(plain: dict[str, Any], typed: Mapping[str, str]) -> None
     """An experiment says how its images are synthesized; with another of our data sources that has no meaning."""
     data = plain.get("data")
     if isinstance(data, dict) and SOURCES.get(str(data.get("_target_")), "synthetic") != "synthetic":
-        own = set(yaml.safe_load((CONF / "data" / f"{SOURCES[data['_target_']]}.yaml").read_text()))
+        own = set(yaml.safe_load((CONF / "data" / f"{SOURCES[data['_target_']]}.yaml").read_text(encoding="utf-8")))
         for name in set(SyntheticData.model_fields) - own - {key.partition(".")[2] for key in typed}:
             data.pop(name, None)
 
@@ -216,7 +219,7 @@ def message(command: str, key: str, error: ErrorDetails, choices: Mapping[str, s
         known = re.findall(r"'([^']*)'", context.get("expected", context.get("expected_tags", "")))
         return f"take {alternatives(known)}{nearest(str(error['input']), known)}"
     if kind in ("model_type", "model_attributes_type", "dict_type", "union_tag_not_found"):
-        return f"has several keys, such as {key}.{first_subkey(command, key, choices)}"
+        return f"has several keys, such as {subkey_examples(command, key, choices)}"
     if kind == "too_short":
         return f"give at least one{suffix(command, key, choices)}"
     return f"{KINDS[kind]}{suffix(command, key, choices)}" if kind in KINDS else error["msg"]
@@ -245,16 +248,17 @@ def example(command: str, key: str, choices: Mapping[str, str]) -> str | None:
 def default(command: str, key: str, choices: Mapping[str, str]) -> Any:
     group, _, rest = key.partition(".")
     path, inside = (CONF / group / f"{choices[group]}.yaml", rest) if group in choices else (CONF / f"{command}.yaml", key)
-    value: Any = yaml.safe_load(path.read_text()) if path.is_file() else None
+    value: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     for part in inside.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
-def first_subkey(command: str, key: str, choices: Mapping[str, str]) -> str:
+def subkey_examples(command: str, key: str, choices: Mapping[str, str]) -> str:
     keys = default(command, key, choices) or ({"target": "..."} if key.startswith("tasks.") else {"NAME": "VALUE"})
-    name, value = next(iter(keys.items()))
-    return f"{name}={as_typed(value)}"
+    return " ".join(
+        f"{key}.{name}={example(command, f'{key}.{name}', choices) or as_typed(value)}" for name, value in keys.items()
+    )
 
 
 def known_keys(command: str, plain: Any) -> list[str]:

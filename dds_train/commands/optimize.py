@@ -38,6 +38,12 @@ def run(config: OptimizeConfig) -> None:
         settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": weights}
         record.claim(settings, free=FREE)
         config.save(folder)
+        if not isinstance(config.target, str | None) and len(config.target) > 1:
+            edits = ", ".join(map(repr, config.target))
+            print(
+                f"{len(config.target)} edits of each image: {edits}; quotes keep commas in one: ['a, b',c]",
+                flush=True,
+            )
         if len(todo) < len(requests):
             print(f"{len(requests) - len(todo)} of {len(requests)} edits are in {folder} already", flush=True)
         record.strike(*(request.name for request in todo))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dds_train.cli.schema import SynthesizeConfig
-from dds_train.data.prompts import fill_all, read_prompts
+from dds_train.data.prompts import as_templates, fill_all, read_prompts
 from dds_train.data.shards import MANIFEST
 from dds_train.data.synthesis import Score, recipe_for, synthesize, verify
 from dds_train.diffusion import DiffusionCheckpoint
@@ -19,7 +19,7 @@ def run(config: SynthesizeConfig) -> None:
     checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
     prompt_settings = config.model_dump(include={"tasks", "source", "target", "instruction"})
     tasks = make_tasks(**prompt_settings) if config.target or config.tasks else {}
-    templates = config.prompts or list(dict.fromkeys([task.source for task in tasks.values()] or [str(config.source)]))
+    templates = config.prompts or as_templates(dict.fromkeys([task.source for task in tasks.values()] or [str(config.source)]))
     prompts = fill_all(*read_prompts(templates, config.words), config.count, config.seed)
     filtered = {"score": f"CLIP {clip.model}", "least": clip.least, "tries": clip.tries} if clip.model else {}
     sampling = {"guidance": config.guidance, "steps": config.steps, "seed": config.seed, "per_shard": config.per_shard}

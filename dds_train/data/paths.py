@@ -1,9 +1,12 @@
-"""Shard files of a path, folder or glob pattern. No torch here: the command line imports it."""
+"""Files of data sets: shards of a path, folder or glob pattern. No torch here: the command line imports it."""
 
 import glob
 from pathlib import Path
 
 from dds_train.errors import UserError
+from dds_train.images.find import root_folder
+
+PROMPT_FILES = (".yaml", ".yml", ".txt")
 
 
 def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
@@ -15,8 +18,10 @@ def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
     if str(spec).startswith("pipe:") or "://" in str(spec):
         raise UserError(f"{key}={spec}: not a local path; download the shards first")
     path = Path(spec).expanduser()
-    pattern = Path(glob.escape(str(path))) / "*.tar" if path.is_dir() else path
-    shards = [Path(shard) for shard in glob.glob(str(pattern), recursive=True)]
+    folder = root_folder(path)  # whose brackets are no pattern
+    pattern = "*.tar" if path == folder else path.relative_to(folder)
+    matches = [str(path)] if path.is_file() else glob.glob(f"{glob.escape(str(folder))}/{pattern}", recursive=True)
+    shards = [Path(one) for one in matches]
     if not shards:
         raise UserError(f"{key}={spec}: no shards (*.tar) there")
     return sorted(shards)

@@ -136,7 +136,7 @@ def read_shard_manifest(shards: Sequence[Path]) -> dict[str, Any] | None:
     if len(folders) > 1 or not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: damaged; delete it and run the same synthesize command again, which writes it") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

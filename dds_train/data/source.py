@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dds_train.data.prompts import as_templates
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 
@@ -85,7 +86,7 @@ def make_source(
     if "checkpoint" in parameters:
         arguments["checkpoint"] = checkpoint
     if "prompts" in parameters and not arguments.get("prompts"):
-        arguments["prompts"] = list(prompts)
+        arguments["prompts"] = as_templates(prompts)
     try:
         return make(**arguments)
     except TypeError as error:

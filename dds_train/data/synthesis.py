@@ -245,7 +245,7 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
         "colours": colours(z, images),
     }
     with atomic_write(folder / MANIFEST, durable=True) as partial:
-        partial.write_text(json.dumps(manifest, indent=1) + "\n")
+        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def colours(z: Tensor, images: Tensor) -> list[list[float]]:
@@ -262,7 +262,7 @@ def verify(folder: Path) -> None:
     Raises:
         UserError: naming the first that differs.
     """
-    for shard in json.loads((folder / MANIFEST).read_text())["shards"]:
+    for shard in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]:
         if sha256(folder / shard["name"]) != shard["sha256"]:
             raise UserError(f"{folder / shard['name']}: checksum mismatch; delete the shard and run the command again")
 

@@ -11,6 +11,7 @@ from dds_train.data.shards import MANIFEST, ShardSource
 from dds_train.data.source import Sample
 from dds_train.data.synthesis import recipe_for, synthesize
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.errors import UserError
 from dds_train.runs.digest import cache_folder
 
 PER_SHARD = 1024
@@ -52,8 +53,17 @@ class SyntheticSource:
         self.folder = root / "synthetic" / self.recipe.digest()[:16]
 
     def prepare(self) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.folder}.lock"):
+        if (self.folder / MANIFEST).exists():  # complete: the cache may be one that we cannot write to
+            return
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{self.folder}.lock").acquire()
+        except OSError as error:
+            raise UserError(
+                f"data.cache={self.folder.parent.parent}: cannot be written ({error.strerror}); "
+                "give data.cache=FOLDER, or set the environment variable DDS_CACHE"
+            ) from error
+        with lock:
             if not (self.folder / MANIFEST).exists():
                 synthesize(self.checkpoint, self.recipe, self.folder, batch_size=self.batch_size)
 

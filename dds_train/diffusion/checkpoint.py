@@ -19,7 +19,7 @@ from dds_train.diffusion.families import FAMILIES, Family
 from dds_train.diffusion.frozen import Frozen
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
-from dds_train.distillation.noise import NoiseSchedule
+from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
 from dds_train.errors import UserError
 from dds_train.runs.digest import digest, file_digest
 
@@ -101,11 +101,11 @@ class DiffusionCheckpoint:
     def ddim(self) -> DDIMScheduler:
         """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
         config = self._load("scheduler", DDIMScheduler).config
-        return DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False)
+        return _with_signal(DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False))
 
     def ddim_inverse(self) -> DDIMInverseScheduler:
         """`ddim` in reverse, from images to noise."""
-        return DDIMInverseScheduler.from_config(self.ddim().config)
+        return _with_signal(DDIMInverseScheduler.from_config(self.ddim().config))
 
     def image_size(self) -> tuple[int, int]:
         """The side in pixels of the images it was trained on, and the VAE's pixels per latent. Loads no weights."""
@@ -203,6 +203,12 @@ class DiffusionCheckpoint:
             ) from error
 
 
+def _with_signal(scheduler: T) -> T:
+    """A DDIM scheduler on the noise schedule that the teacher has (`NoiseSchedule`)."""
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.clamp(min=LEAST_SIGNAL)  # type: ignore[attr-defined]
+    return scheduler
+
+
 def _part_digests(folder: Path) -> dict[str, Any]:
     """File -> digest, of what from_pretrained reads in `folder`."""
     if not folder.is_dir():
@@ -224,7 +230,7 @@ def _part_digests(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result
     except (OSError, ValueError) as error:
         raise UserError(f"teacher: {path} cannot be read as JSON: {error}") from error

@@ -66,15 +66,23 @@ def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Co
 
     Args:
         stride: t - s; the authors take 500 of 1000 timesteps. t must not be below it.
+
+    Raises:
+        ValueError: for a t below `stride`.
     """
-    ab_t, ab_s, ab_before = (noise.alpha[step].view(-1, 1, 1, 1) ** 2 for step in (t, t - stride, t - 1))
+    # In float64, which not every device has: differences of numbers near 1.
+    alpha, t = noise.alpha.cpu().double(), t.cpu()
+    if (t < stride).any():
+        raise ValueError(f"loss pds looks back stride={stride} timesteps, got t={int(t.min())}; t_range has to begin there")
+    ab_t, ab_s, ab_before = (alpha[step].view(-1, 1, 1, 1) ** 2 for step in (t, t - stride, t - 1))
     a_t = ab_t / ab_before
     beta_t = 1 - a_t
     deviation = (beta_t * (1 - ab_s) / (1 - ab_t)).sqrt()
     c0, c1 = ab_s.sqrt() * beta_t / (1 - ab_t), a_t.sqrt() * (1 - ab_s) / (1 - ab_t)
     pull = (ab_s.sqrt() - c0 - c1 * ab_t.sqrt()) / deviation
     push = c0 * ((1 - ab_t) / ab_t).sqrt() / deviation
-    return {"change": pull, **{term: push * value for term, value in dds(noise, t, guidance).items()}}
+    terms = {"change": pull, **{term: push * value for term, value in dds(noise, t, guidance).items()}}
+    return {term: value.to(noise.alpha) for term, value in terms.items()}
 
 
 def nfsd(noise: NoiseSchedule, t: Tensor, guidance: float, clean_below: int = 200) -> Coefficients:

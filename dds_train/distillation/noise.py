@@ -8,6 +8,8 @@ from torch import Tensor
 from dds_train.distillation.prompt import Prompt
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+# Of alphas_cumprod, as in diffusers' samplers: at zero terminal SNR a prediction of noise would say nothing of the image.
+LEAST_SIGNAL = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class NoiseSchedule:
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> "NoiseSchedule":
-        """From a diffusers scheduler's ``alphas_cumprod`` [T], the squares of alpha."""
+        """From a diffusers scheduler's ``alphas_cumprod`` [T], the squares of alpha, of which none is taken as zero."""
+        alphas_cumprod = alphas_cumprod.clamp(min=LEAST_SIGNAL)
         return cls(alpha=alphas_cumprod.sqrt(), sigma=(1 - alphas_cumprod).sqrt())
 
     def __len__(self) -> int:

@@ -41,7 +41,7 @@ def read_pie_bench(folder: str | Path) -> list[PieEntry]:
     path = Path(folder) / "mapping_file.json"
     try:
         entries = []
-        for name, row in json.loads(path.read_text()).items():
+        for name, row in json.loads(path.read_text(encoding="utf-8")).items():
             source, target = (row[key].replace("[", "").replace("]", "") for key in ("original_prompt", "editing_prompt"))
             image = Path(folder) / "annotation_images" / row["image_path"]
             entries.append(PieEntry(name, image, source, target, row["mask"]))

@@ -52,24 +52,37 @@ pairs.""",
 
 
 def training_notes(ckpt: Path) -> list[str]:
-    """Data, length and last validation of the run that wrote `ckpt`, from its folder's files if they are still there."""
+    """Data, length and last validation of the run that wrote `ckpt`, from its folder's files if they are still there.
+
+    Raises:
+        UserError: if they are damaged.
+    """
     folder = ckpt.resolve().parent if ckpt.is_dir() else ckpt.resolve().parents[1]
     notes = []
-    if (folder / "config.yaml").is_file():
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        if {"data", "trainer", "batch_size"} <= set(config):
-            options = {key: value for key, value in config["data"].items() if not key.startswith("_")}
-            source = str(config["data"].get("_target_")).rpartition(".")[2]
-            steps = f"{config['trainer']['max_steps']} training steps of {config['batch_size']} images"
-            notes.append(f"{steps}, on `{source}` with `{json.dumps(options, ensure_ascii=False)}`.")
-    if (folder / "metrics.csv").is_file():
-        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            values = [item for row in csv.DictReader(file) for item in row.items()]
-        last = {key.removeprefix("val/"): float(value) for key, value in values if key.startswith("val/") and value}
-        if last:
-            table = "\n".join(f"| {name} | {value:.4g} |" for name, value in last.items())
-            notes.append(f"Last validation, on held-out images:\n\n| metric | value |\n| --- | --- |\n{table}")
+    for name, note in {"config.yaml": _note_on_settings, "metrics.csv": _note_on_validation}.items():
+        if (folder / name).is_file():
+            try:
+                notes += note((folder / name).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(f"{folder / name}: damaged; delete it, and the model card goes without it") from error
     return notes
+
+
+def _note_on_settings(text: str) -> list[str]:
+    config = yaml.safe_load(text)
+    if not {"data", "trainer", "batch_size"} <= set(config):  # of another command
+        return []
+    options = {key: value for key, value in config["data"].items() if not key.startswith("_")}
+    source = str(config["data"].get("_target_")).rpartition(".")[2]
+    steps = f"{config['trainer']['max_steps']} training steps of {config['batch_size']} images"
+    return [f"{steps}, on `{source}` with `{json.dumps(options, ensure_ascii=False)}`."]
+
+
+def _note_on_validation(text: str) -> list[str]:
+    values = [item for row in csv.DictReader(text.splitlines()) for item in row.items()]
+    last = {key.removeprefix("val/"): float(value) for key, value in values if key.startswith("val/") and value}
+    table = "\n".join(f"| {name} | {value:.4g} |" for name, value in last.items())
+    return [f"Last validation, on held-out images:\n\n| metric | value |\n| --- | --- |\n{table}"] if last else []
 
 
 def evaluation_note(metrics: str) -> str:

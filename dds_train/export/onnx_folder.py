@@ -76,7 +76,9 @@ def export_onnx(folder: Path, network: TranslatorNetwork, card: TranslatorConfig
     assert program is not None, "the exporter returns a program when dynamo is on"
     program.save(folder / "translator.onnx")
     np.savez(folder / "tasks.npz", **{name: row.cpu().numpy() for name, row in embeddings.items()})  # type: ignore[arg-type]
-    (folder / "settings.json").write_text(json.dumps({"tasks": list(card.tasks), "multiple": multiple}, indent=2) + "\n")
+    (folder / "settings.json").write_text(
+        json.dumps({"tasks": list(card.tasks), "multiple": multiple}, indent=2) + "\n", encoding="utf-8"
+    )
     shutil.copyfile(str(standalone_onnx.__file__), folder / "run.py")
 
     session, worst, shapes = onnxruntime.InferenceSession(folder / "translator.onnx"), 0.0, []

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    settings = json.loads((FOLDER / "settings.json").read_text())
+    settings = json.loads((FOLDER / "settings.json").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
     parser.add_argument("result", type=Path)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dds_train.distillation.guidance import Condition
-from dds_train.distillation.losses import Loss, StatefulLoss, make_loss
+from dds_train.distillation.losses import Loss, StatefulLoss, lowest_timestep, make_loss
 from dds_train.distillation.noise import ScoreModel
 from dds_train.distillation.rng import draw
 
@@ -70,8 +70,9 @@ def optimize_latent(
     loss_fn = make_loss(loss) if isinstance(loss, str) else loss
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if not 0 <= t_range[0] < t_range[1] <= len(teacher.schedule):
-        raise ValueError(f"t_range must lie within [0, {len(teacher.schedule)}], got {list(t_range)}")
+    lowest = lowest_timestep(loss) if isinstance(loss, str) else 0  # a loss of one's own checks its timesteps itself
+    if not lowest <= t_range[0] < t_range[1] <= len(teacher.schedule):
+        raise ValueError(f"t_range must lie within [{lowest}, {len(teacher.schedule)}], got {list(t_range)}")
     images, seeds = len(z_source), [seed] if isinstance(seed, int) else list(seed)
     edits = max(1, len(target.text) // images)
     source, target = source.expand(images), target.expand(images * edits)

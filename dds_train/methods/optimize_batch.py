@@ -70,7 +70,7 @@ class OptimizedEdit:
             "result": {"steps": self.steps, "seconds": self.seconds, "versions": VERSIONS},
         }
         with atomic_write(folder / f"{name}.json") as partial:
-            partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+            partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return [f"{name}.png", f"{name}.json"]
 
 

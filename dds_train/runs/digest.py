@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dds_train.errors import UserError
+
 CACHE_FROM = 2**24  # bytes; smaller files, such as results by the thousand, are hashed every time
 SETTLED = 2.0  # seconds after which a file's time tells its next change apart from its last one
 
@@ -26,9 +28,11 @@ def file_digest(path: str | Path) -> str:
     """
     path = Path(path).absolute()
     before = _identity(path)
-    entry = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    large = before["size"] >= CACHE_FROM
-    if large and (known := _read_entry(entry)) and known["file"] == before:
+    entry = None
+    with contextlib.suppress(UserError):
+        if before["size"] >= CACHE_FROM:
+            entry = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    if entry and (known := _read_entry(entry)) and known["file"] == before:
         text: str = known["sha256"]
         return text
     value = hashlib.sha256()
@@ -36,15 +40,22 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(2**20):
             value.update(block)
     settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED
-    if large and settled and _identity(path) == before:
+    if entry and settled and _identity(path) == before:
         with contextlib.suppress(OSError):
             _write_entry(entry, {"file": before, "sha256": value.hexdigest()})
     return value.hexdigest()
 
 
 def cache_folder() -> Path:
-    """The folder of everything that can be computed again: $DDS_CACHE, or ~/.cache/dds_train."""
-    return Path(os.environ.get("DDS_CACHE") or "~/.cache/dds_train").expanduser()
+    """The folder of everything that can be computed again: $DDS_CACHE, or ~/.cache/dds_train.
+
+    Raises:
+        UserError: if nobody knows where the home folder is.
+    """
+    try:
+        return Path(os.environ.get("DDS_CACHE") or "~/.cache/dds_train").expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError("no home folder for the cache; set the environment variable DDS_CACHE to a folder") from error
 
 
 def _identity(path: Path) -> dict[str, Any]:
@@ -61,7 +72,7 @@ def _identity(path: Path) -> dict[str, Any]:
 
 def _read_entry(entry: Path) -> dict[str, Any] | None:
     try:
-        known = json.loads(entry.read_text())
+        known = json.loads(entry.read_text(encoding="utf-8"))
         return known if known["file"] and len(known["sha256"]) == 64 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -70,5 +81,5 @@ def _read_entry(entry: Path) -> dict[str, Any] | None:
 def _write_entry(entry: Path, content: dict[str, Any]) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     partial = entry.with_name(f".{secrets.token_hex(8)}")
-    partial.write_text(json.dumps(content))
+    partial.write_text(json.dumps(content), encoding="utf-8")
     os.replace(partial, entry)

@@ -34,6 +34,9 @@ def atomic_write(path: str | Path, durable: bool = False) -> Iterator[Path]:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
         _own.discard(token)
@@ -59,7 +62,7 @@ def _has_writer(path: Path, match: re.Match[str]) -> bool:
 def is_alive(pid: int) -> bool:
     """Whether this machine has a process of that number, zombies aside."""
     with contextlib.suppress(OSError, IndexError):  # Linux
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -190,7 +190,10 @@ class Record:
 
     def _load(self) -> None:
         self.settings, self.claimed_by, self.results = {}, None, {}
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.path.open(errors="replace") as file:
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            self.path.open(errors="replace", encoding="utf-8") as file,
+        ):
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a kill
                     self._apply(json.loads(line))
@@ -291,7 +294,9 @@ def _locked(folder: Path, command: str) -> Iterator[None]:
     try:
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         with atomic_write(holder) as partial:
-            partial.write_text(json.dumps({"command": command, "pid": os.getpid(), "host": HOST, "since": since}))
+            partial.write_text(
+                json.dumps({"command": command, "pid": os.getpid(), "host": HOST, "since": since}), encoding="utf-8"
+            )
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -301,5 +306,5 @@ def _locked(folder: Path, command: str) -> Iterator[None]:
 def _read_holder(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     return {"command": "another command", "pid": "unknown", "host": "unknown", "since": "just now", **found}

@@ -34,7 +34,7 @@ class Report:
     def _write(self, lines: Sequence[str]) -> None:
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{line}\n" for line in lines)
 
 

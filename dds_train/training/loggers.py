@@ -23,11 +23,15 @@ def keep_earlier_metrics(folder: Path) -> None:
 
 
 def resolved_offline(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a logger; `offline: auto` becomes whether Weights & Biases lacks an API key."""
+    """Options of a logger; `offline: auto` becomes whether Weights & Biases lacks an API key. WANDB_MODE decides first."""
     if options.get("offline") != "auto":
         return dict(options)
-    netrc = Path("~/.netrc").expanduser()
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "api.wandb.ai" in netrc.read_text())
+    if os.environ.get("WANDB_MODE"):
+        return {**options, "offline": os.environ["WANDB_MODE"] in ("offline", "dryrun")}
+    netrc = Path(os.path.expanduser("~/.netrc"))
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or (
+        netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8", errors="replace")
+    )
     if not has_key:
         print("wandb: no API key found, so it runs offline; upload later with: wandb sync", flush=True)
     return {**options, "offline": not has_key}

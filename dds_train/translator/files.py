@@ -84,8 +84,8 @@ def export_translator(folder: Path, translator: nn.Module, config: TranslatorCon
     with atomic_write(folder / WEIGHTS, durable=True) as partial:
         save_file(weights, partial)
     with atomic_write(folder / "config.json") as partial:
-        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    (folder / "README.md").write_text(_model_card(translator, config, notes))
+        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(translator, config, notes), encoding="utf-8")
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
@@ -112,7 +112,7 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
         translator.load_state_dict(weights)
     except UserError:
         raise
-    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+    except (TypeError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
         raise _corrupted(path, error) from error
     return translator.eval(), config
 
@@ -125,7 +125,7 @@ def read_config(path: Path) -> TranslatorConfig:
     """
     if path.is_dir():
         try:
-            plain = json.loads((path / "config.json").read_text())
+            plain = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"ckpt={path}: not a translator folder, which has config.json and {WEIGHTS}") from error
         except (OSError, ValueError) as error:

@@ -44,7 +44,7 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
     for prompt in prompts:
         tokens = len(pipeline.tokenizer(prompt).input_ids)
         if tokens > length:
-            warnings.warn(f"prompt cut to {length} of its {tokens} tokens: {prompt!r}", stacklevel=4)
+            warnings.warn(f"prompt of {tokens} tokens, of which the last {tokens - length} are cut: {prompt!r}", stacklevel=4)
     text, _ = pipeline.encode_prompt(list(prompts), None, 1, do_classifier_free_guidance=False)
     return Prompt({"text": text})
 

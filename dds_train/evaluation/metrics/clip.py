@@ -38,8 +38,8 @@ class Clip:
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """Pixels [B,3,H,W] in [-1,1] -> unit vectors [B,D]: shorter side scaled to CLIP's size, middle cut out."""
-        scale = self.size / min(images.shape[-2:])
-        size = [max(self.size, round(side * scale)) for side in images.shape[-2:]]
+        shorter = min(images.shape[-2:])
+        size = [int(self.size * side / shorter) for side in images.shape[-2:]]  # rounded as CLIPImageProcessor does
         scaled = F.interpolate(images.float().cpu(), size, mode="bicubic", antialias=True).clamp(-1, 1)
         top, left = ((side - self.size) // 2 for side in size)
         pixels = (scaled[..., top : top + self.size, left : left + self.size] + 1) / 2

@@ -39,12 +39,12 @@ def reset_peak() -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)  # memory that earlier work has freed goes back to the system
     with contextlib.suppress(OSError):  # not Linux, or not allowed: then `peak` is that of the process's whole life
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak() -> float:
     try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     except OSError:
         return float("nan")
     return int(found[1]) / 1024 if found else float("nan")
