@@ -13,7 +13,7 @@ from PIL import Image
 from dds_train.cli.schema import images_or_edit_list
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
-from dds_train.images.files import read_mask
+from dds_train.images.mask_image import read_mask
 from dds_train.methods.requests import EditRequest, load_batch, make_batches, plan_edits
 
 

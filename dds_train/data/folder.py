@@ -90,5 +90,5 @@ class FolderDataset(Dataset[Sample]):
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> Sample:
-        image = square_crop(read_image(self.paths[index]), self.size)
+        image = square_crop(read_image(self.paths[index], 4 * self.size), self.size)
         return {"image": image, "caption": torch.tensor(index)}

@@ -175,7 +175,7 @@ class ShardDataset(Dataset[Sample]):
             except (ValueError, EOFError) as error:
                 raise UserError(f"{sample.name}: {str(error).splitlines()[0]}") from error
         extension = next(extension for extension in IMAGES if extension in sample.members)
-        image = decode_image(io.BytesIO(self._read(sample, extension)), sample.name)
+        image = decode_image(io.BytesIO(self._read(sample, extension)), sample.name, 4 * self.size)
         return {"image": square_crop(image, self.size), "caption": caption}
 
     def caption(self, sample: ShardSample) -> str:

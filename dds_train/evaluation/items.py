@@ -13,9 +13,10 @@ from dds_train.critters.world import EVALUATION_SEED, Critter, counterfactuals
 from dds_train.errors import UserError
 from dds_train.evaluation.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.images.edit_list import is_edit_list, read_edit_list
-from dds_train.images.files import read_mask, rounded
+from dds_train.images.files import rounded
 from dds_train.images.find import find_inputs
 from dds_train.images.input_image import read_input_image
+from dds_train.images.mask_image import read_mask
 from dds_train.runs.digest import file_digest
 
 

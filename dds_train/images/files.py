@@ -1,24 +1,37 @@
 """Reading and writing image files of any kind."""
 
 import contextlib
+import math
+import os
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
 from dds_train.errors import UserError
+from dds_train.images.find import FORMATS, HAS_HEIC
 from dds_train.runs.files import atomic_write
 
-MAX_PIXELS = 100_000_000
+if HAS_HEIC:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+MAX_PIXELS = 120_000_000  # of an image while it is decoded, 4 bytes each
+MAX_WHOLE = 2**25  # pixels of an image as a tensor, of which there are several copies; and more of a file that
+PIXELS_PER_BYTE = 20  # is not larger than this: photographs have fewer, decompression bombs hundreds
+MAX_SCANNED = 10**10  # scans times pixels of a progressive JPEG, which take two seconds
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` checks the size itself
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # ComfyUI writes whole workflows into its images
 
 
 @dataclass(frozen=True)
@@ -29,50 +42,69 @@ class AlphaAndProfile:
     icc: bytes | None = None  # an RGB colour profile
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(path: str | Path, enough: int | None = None) -> Tensor:
     """Pixels [3,H,W] in [-1,1] of an image file.
 
-    EXIF orientation is applied; gray, palette, CMYK and 16-bit files become RGB; transparent pixels become white; an animation
-    is its first frame.
+    EXIF orientation is applied; gray, palette, CMYK, 16-bit and floating-point files become RGB; transparent pixels become
+    white; an animation is its first frame.
+
+    Args:
+        enough: pixels on the longer side that are needed. An image too large to be read whole is then read smaller.
 
     Raises:
-        UserError: if it is not a readable image, or has more than `max_pixels`.
+        UserError: if it is not a readable image, or too large.
     """
-    return decode_image(path, str(path), max_pixels)
+    return decode_image(path, str(path), enough)
 
 
-def read_with_alpha_and_profile(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, AlphaAndProfile]:
+def read_with_alpha_and_profile(path: str | Path, enough: int | None = None) -> tuple[Tensor, AlphaAndProfile]:
     """`read_image`, with the alpha channel (unless all pixels are opaque) and the colour profile (if it is an RGB one)."""
-    with open_image(path, str(path), max_pixels) as file:
-        icc = file.info.get("icc_profile")
+    with open_image(path, str(path), enough) as image:
+        icc = image.info.get("icc_profile")
         if icc is not None and icc[16:20] != b"RGB ":
             icc = None
-        upright = ImageOps.exif_transpose(file)
-        if not upright.has_transparency_data:
-            return from_pil(upright), AlphaAndProfile(None, icc)
-        alpha = torch.from_numpy(np.array(upright.convert("RGBA").getchannel("A"))).float() / 255
-        return from_pil(upright), AlphaAndProfile(alpha[None] if (alpha < 1).any() else None, icc)
+        if not image.has_transparency_data:
+            return from_pil(image), AlphaAndProfile(None, icc)
+        alpha = torch.from_numpy(np.array(image.convert("RGBA").getchannel("A"))).float() / 255
+        return from_pil(image), AlphaAndProfile(alpha[None] if (alpha < 1).any() else None, icc)
 
 
-def decode_image(file: str | Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode_image(file: str | Path | BinaryIO, name: str, enough: int | None = None) -> Tensor:
     """`read_image` of a path or an open file; `name` is for error messages."""
-    with open_image(file, name, max_pixels) as image:
-        return from_pil(ImageOps.exif_transpose(image))
+    with open_image(file, name, enough) as image:
+        return from_pil(image)
+
+
+class UnusableImage(UserError):
+    """What is wrong with an image that Pillow reads; `opened` adds the name of the file."""
 
 
 @contextlib.contextmanager
-def open_image(file: str | Path | BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """A Pillow image, for a block that decodes it.
+def open_image(file: str | Path | BinaryIO, name: str, enough: int | None = None) -> Iterator[Image.Image]:
+    """An upright Pillow image, for a block that converts it; see `read_image`."""
+    with opened(file, name) as (image, size):
+        yield ImageOps.exif_transpose(within_budget(image, size, enough))
+
+
+@contextlib.contextmanager
+def opened(file: str | Path | BinaryIO, name: str) -> Iterator[tuple[Image.Image, int]]:
+    """A Pillow image whose pixels are not decoded yet, and the size of its file in bytes.
 
     Raises:
-        UserError: if it is too large by its header, or for whatever Pillow raises for a damaged file.
+        UserError: naming it, for whatever Pillow raises in the block for a damaged file or another format.
     """
     try:
-        with Image.open(file) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise UserError(f"{name}: {width} x {height} is more than {max_pixels:,} pixels; scale it down first")
-            yield image
+        if not isinstance(file, (str, Path)):
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+        elif stat.S_ISREG(os.stat(file).st_mode):
+            size = os.stat(file).st_size
+        else:
+            raise UnusableImage("not a file")  # to open a pipe would wait for ever
+        with Image.open(file, formats=[one for one in FORMATS if one != "MPO"]) as image:
+            yield image, size
+    except UnusableImage as error:
+        raise UserError(f"{name}: {error}") from error
     except (UserError, MemoryError):
         raise
     except Exception as error:
@@ -82,15 +114,87 @@ def open_image(file: str | Path | BinaryIO, name: str, max_pixels: int) -> Itera
         raise UserError(f"{name}: {problem}") from error
 
 
+def within_budget(image: Image.Image, size: int, enough: int | None) -> Image.Image:
+    """`image`, of a file of `size` bytes; if its pixels are too many, smaller, but not below `enough` on the longer side.
+
+    Raises:
+        UnusableImage: if decoding it takes too much memory or time.
+    """
+    pixels, longer = math.prod(image.size), max(image.size)
+    allowed = min(MAX_PIXELS, max(MAX_WHOLE, PIXELS_PER_BYTE * size))
+    if image.info.get("progressive"):
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")
+        if scans * pixels > MAX_SCANNED:
+            raise UnusableImage(f"a progressive JPEG of {image.width} x {image.height} pixels in {scans} scans")
+    if pixels > allowed:
+        problem = f"{image.width} x {image.height} is more than {allowed:,} pixels"
+        if enough is not None:
+            # A JPEG is decoded at a half, a quarter or an eighth of its size.
+            image.draft(None, (-(-image.width * enough // longer), -(-image.height * enough // longer)))
+            if math.prod(image.size) <= MAX_PIXELS:
+                image = reduced(image, enough)
+        if math.prod(image.size) > allowed:
+            raise UnusableImage(
+                f"{problem}; give max_side={longer // math.ceil(math.sqrt(pixels / allowed))}, or scale it down first"
+            )
+    return image
+
+
+def reduced(image: Image.Image, enough: int) -> Image.Image:
+    """`image` as RGB or RGBA, smaller by a whole factor; in strips, for converting all of it takes several times the memory."""
+    factor = max(image.size) // enough
+    if factor < 2:
+        return image
+    convert, height = eight_bits(image), 64 * factor
+    tops = range(0, image.height, height)
+    strips = (convert(image.crop((0, top, image.width, min(top + height, image.height)))).reduce(factor) for top in tops)
+    rows = np.concatenate([np.asarray(strip) for strip in strips])
+    small = Image.fromarray(rows)
+    small.info = {name: value for name, value in image.info.items() if name == "icc_profile"}
+    small.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return small
+
+
 def from_pil(image: Image.Image) -> Tensor:
-    """An image of any mode -> pixels [3,H,W] in [-1,1]."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+    """An image of any mode -> pixels [3,H,W] in [-1,1].
+
+    Raises:
+        UnusableImage: for floating-point values whose range is not known.
+    """
+    image = eight_bits(image)(image)
+    if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+    return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """A conversion to RGB or RGBA of `image`, or of parts of it."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip instead of scaling
+        white = white_level(image)
+        return lambda part: Image.fromarray(
+            (np.asarray(part, np.float64).clip(0, white) / white * 255).round().astype(np.uint8)
+        ).convert("RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return lambda part: part.convert(mode)
+
+
+def white_level(image: Image.Image) -> float:
+    """White in an image of integers of more than 8 bits, or of floating-point values.
+
+    Raises:
+        UnusableImage: for floating-point values whose range is not known.
+    """
+    levels = np.asarray(image)
+    low, high = float(levels.min()), float(levels.max())
+    if image.mode != "F":
+        return 255 if image.mode == "I" and high <= 255 else 65535
+    if low >= -0.01 and high <= 1.01:
+        return 1
+    if low >= 0 and 8 <= high <= 255.5:
+        return 255
+    raise UnusableImage(f"floating-point values from {low:g} to {high:g}; save them within 0 and 1")
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -104,20 +208,6 @@ def rounded(image: Tensor) -> Tensor:
     return ((image.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """A mask [1,H,W] in [0,1] of `size` = (H, W): white or transparent = 1.
-
-    Raises:
-        UserError: if it is not a readable image, or has another aspect ratio.
-    """
-    mask = read_image(path).mean(dim=0)[None, None] / 2 + 0.5
-    (height, width), (own_height, own_width) = size, mask.shape[-2:]
-    if abs(own_height * width - own_width * height) > max(own_height, own_width) * max(height, width) * 0.01:
-        raise UserError(f"{path}: a mask of {own_width} x {own_height} pixels for an image of {width} x {height}")
-    mask = F.interpolate(mask, size, mode="bilinear", antialias=True)[0] if mask.shape[-2:] != size else mask[0]
-    return torch.where(mask < 0.03, 0, mask)  # compression artefacts in black
-
-
 # The highest quality of each format.
 QUALITY: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
@@ -125,18 +215,38 @@ QUALITY: dict[str, dict[str, Any]] = {
     ".jfif": {"quality": 95, "subsampling": 0},
     ".avif": {"quality": 95, "subsampling": "4:4:4"},
     ".webp": {"lossless": True},
+    ".heic": {"quality": 95},
+    ".heif": {"quality": 95},
 }
 
 
 def save_image(image: Tensor, path: str | Path, alpha_and_profile: AlphaAndProfile | None = None) -> None:
-    """Save pixels [3,H,W] in [-1,1], in the format of the extension; the file appears complete or not at all."""
+    """Save pixels [3,H,W] in [-1,1], in the format of the extension; the file appears complete or not at all.
+
+    Raises:
+        UserError: if it cannot be written: the disk is full, the folder read-only.
+    """
     path, alpha_and_profile = Path(path), alpha_and_profile or AlphaAndProfile()
     settings = dict(QUALITY.get(path.suffix.lower(), {}))
     if alpha_and_profile.icc:
         settings["icc_profile"] = alpha_and_profile.icc
     pil = to_pil(image) if alpha_and_profile.alpha is None else with_alpha(image, alpha_and_profile.alpha)
-    with atomic_write(path) as partial:
-        pil.save(partial, **settings)
+    try:
+        with atomic_write(path) as partial:
+            pil.save(partial, **settings)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def file_suffix(path: Path) -> str:
+    """The extension of an image file, or the usual one of its format where it has none or another format's.
+
+    Raises:
+        UserError: as `read_image` does.
+    """
+    with opened(path, str(path)) as (image, _):
+        known = FORMATS[str(image.format)]
+    return path.suffix if path.suffix.lower() in known else known[0]
 
 
 def with_alpha(image: Tensor, alpha: Tensor) -> Image.Image:

@@ -1,19 +1,39 @@
 """Image files of a path, folder or glob pattern, and names for their results. No torch here: the command line imports it."""
 
 import glob
+import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dds_train.errors import UserError
+from dds_train.runs.files import relative_name
 
-EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
+# Pillow's name of each format that is read, and its extensions. No other: Pillow would run Ghostscript for some.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".mpo"),  # several JPEG files in one, of phones; opened as a JPEG
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
+HEIC = (".heic", ".heif")
+RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+if HAS_HEIC:
+    FORMATS["HEIF"] = HEIC
+EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
 RESERVED = ("before_after",)  # files that commands write beside the results
 
 
 def find_images(spec: str | Path, key: str = "image") -> list[Path]:
     """Images of a file, a folder (searched recursively, hidden files aside) or a glob pattern, sorted.
+
+    Brackets in the name of a folder that exists are no pattern.
 
     Raises:
         UserError: if there are none; names the configuration's `key`.
@@ -22,23 +42,46 @@ def find_images(spec: str | Path, key: str = "image") -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        images = sorted(images_below(path))
+        images = sorted(files_below(path, lambda extension: extension in EXTENSIONS))
         if not images:
-            raise UserError(f"{key}={spec}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))})")
+            others = unsupported(spec) or f"looked for {', '.join(sorted(EXTENSIONS))}"
+            raise UserError(f"{key}={spec}: no images in this folder ({others})")
         return images
-    images = sorted(Path(match) for match in glob.iglob(str(path), recursive=True) if os.path.isfile(match))
+    root = root_folder(path)
+    pattern = os.path.join(glob.escape(str(root)), path.relative_to(root) if root != Path() else path)
+    images = sorted(Path(match) for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match))
     if not images:
         raise UserError(f"{key}={spec}: no such file or folder, and no file matches it as a pattern")
     return images
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if path.suffix.lower() in EXTENSIONS and not name.startswith(".") and path.is_file():
-                yield path
+def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
+    """Files whose extension, in lower case, is `wanted`, hidden ones aside. Links to folders are followed after all others, and
+    no folder is searched twice."""
+    waiting, seen = [folder], set()
+    while waiting:
+        for parent, folders, names in os.walk(waiting.pop(0)):
+            status = os.stat(parent)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            waiting += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+            for name in names:
+                path = Path(parent, name)
+                if wanted(path.suffix.lower()) and not name.startswith(".") and path.is_file():
+                    yield path
+
+
+def unsupported(spec: str | Path) -> str:
+    """What a folder has in formats of cameras that are not read: "3 .heic and 1 .nef are not read; ..."; else ""."""
+    kinds = (*(() if HAS_HEIC else HEIC), *RAW)
+    counts = Counter(path.suffix.lower() for path in files_below(Path(spec).expanduser(), lambda one: one in kinds))
+    found = " and ".join(f"{count} {extension}" for extension, count in sorted(counts.items()))
+    remedies = ["pip install pillow-heif"] if set(counts) & set(HEIC) else []
+    remedies += ["convert raw files to TIFF"] if set(counts) & set(RAW) else []
+    return f"{found} not read: {', '.join(remedies)}" if found else ""
 
 
 def root_folder(spec: str | Path) -> Path:
@@ -53,7 +96,8 @@ def find_inputs(spec: str | Sequence[str], output_dir: str | Path) -> list[tuple
     """(name, path) of each image of a file, a folder, a pattern, or a list of them; images in `output_dir` are left out.
 
     A name is the path below the root folder without extension. Where two would be the same, also on file systems that ignore
-    case, the extension is appended ("cat-png"), then a number ("cat-png~2").
+    case, the extension is appended ("cat-png"), then a number ("cat-png~2"). Files of folders that are skipped because of their
+    format are said.
 
     Raises:
         UserError: if there are none.
@@ -62,9 +106,11 @@ def find_inputs(spec: str | Sequence[str], output_dir: str | Path) -> list[tuple
     for one in [spec] if isinstance(spec, str) else spec:
         root, images = root_folder(one), find_images(one)
         stems |= {path: str(path.relative_to(root).with_suffix("")) for path in images}
+        if root == Path(one).expanduser() and (skipped := unsupported(one)):
+            print(f"note: {one}: {skipped}", flush=True)
     results = Path(output_dir).resolve()
     inside = {parent: results in (folder := parent.resolve(), *folder.parents) for parent in {path.parent for path in stems}}
-    stems = {path: stem for path, stem in stems.items() if not inside[path.parent]}
+    stems = {path: relative_name(stem) for path, stem in stems.items() if not inside[path.parent]}
     if not stems:
         raise UserError(f"image={spec}: only results of {output_dir} there")
     shared, used = Counter(stem.casefold() for stem in stems.values()), Counter(RESERVED)
@@ -74,11 +120,12 @@ def find_inputs(spec: str | Sequence[str], output_dir: str | Path) -> list[tuple
     return list(zip(names, stems, strict=True))
 
 
-def unique_name(name: str, used: Counter[str]) -> str:
-    """`name`, or NAME~2 and so on if it is in `used`, which counts names whatever their case; adds the result to `used`."""
-    unique = name
-    while used[unique.casefold()]:
-        used[name.casefold()] += 1
-        unique = f"{name}~{used[name.casefold()]}"
-    used[unique.casefold()] = 1
+def unique_name(name: str, used: Counter[str], parts: Sequence[str] = ("",)) -> str:
+    """`name`, or NAME~2 and so on if it or, with any ending of `parts`, a file of it is in `used`, which counts names whatever
+    their case; adds them to `used`."""
+    unique, key = name, name.casefold()
+    while any(used[f"{unique}{part}".casefold()] for part in parts):
+        used[key] = max(used[key], 1) + 1
+        unique = f"{name}~{used[key]}"
+    used.update(f"{unique}{part}".casefold() for part in parts)
     return unique

@@ -67,4 +67,4 @@ def before_after_grid(pairs: Iterable[tuple[Tensor, Tensor]], side: int = 256, l
 def save_before_after(pairs: Sequence[tuple[Path, Path]], path: Path) -> None:
     """Save the `before_after_grid` of image files, if there are any."""
     if pairs:
-        save_image(before_after_grid((read_image(before), read_image(after)) for before, after in pairs), path)
+        save_image(before_after_grid((read_image(before, 256), read_image(after, 256)) for before, after in pairs), path)

@@ -24,8 +24,9 @@ class InputImage:
 
 
 def read_input_image(path: Path, max_side: int | None) -> InputImage:
-    """An image file, downscaled if its longer side has more than `max_side` pixels. Raises UserError as `read_image` does."""
-    image, alpha_and_profile = read_with_alpha_and_profile(path)
+    """An image file, downscaled if its longer side has more than `max_side` pixels. One too large to be read whole has an
+    `original` that is smaller than its file. Raises UserError as `read_image` does."""
+    image, alpha_and_profile = read_with_alpha_and_profile(path, max_side)
     image = original = image[None]
     if max_side is not None and (scale := max_side / max(image.shape[-2:])) < 1:
         size = [max(1, round(side * scale)) for side in image.shape[-2:]]

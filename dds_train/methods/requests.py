@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from dds_train.images.edit_list import is_edit_list, read_edit_list
-from dds_train.images.files import read_mask
 from dds_train.images.find import RESERVED, find_inputs, unique_name
 from dds_train.images.input_image import InputImage, read_input_image
+from dds_train.images.mask_image import read_mask
 from dds_train.images.masks import AUTO, MaskFinder
 from dds_train.runs.digest import digest, file_digest
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dds_train.images.files import read_mask, save_image
+from dds_train.images.files import save_image
 from dds_train.images.input_image import InputImage, read_input_image
+from dds_train.images.mask_image import read_mask
 from dds_train.images.masks import AUTO
 from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
 from dds_train.methods.masking import Masking, upscaled

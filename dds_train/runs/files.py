@@ -1,6 +1,7 @@
 """Files that appear complete or not at all."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -12,6 +13,8 @@ from pathlib import Path
 HOST = re.sub(r"[^\w.]", "_", platform.node())[:32]
 PARTIAL = re.compile(r"\.partial-(?P<host>[\w.]+)-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})(\..*)?")
 ABANDONED = 24 * 3600  # seconds without a write after which another machine's partial file has no writer any more
+NAME_BYTES = 250  # of a file name: file systems take 255
+NOT_IN_NAMES = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")  # control characters, and what is no character
 _own: set[str] = set()  # tokens of the partial files that this process is writing
 
 
@@ -40,6 +43,28 @@ def atomic_write(path: str | Path, durable: bool = False) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
         _own.discard(token)
+
+
+def relative_name(name: str, ending: str = "") -> str:
+    """`name`, from wherever it comes, as the path of a file inside a folder: without root, drive, ".." and control characters.
+
+    What is longer than a file name can be is cut, and a digest of all of it appended; an extension stays.
+
+    Args:
+        ending: the longest that will be appended to it.
+    """
+    path = Path(NOT_IN_NAMES.sub("_", name))
+    parts = [part for part in path.parts if part not in ("..", path.anchor, path.drive)] or ["_"]
+    return "/".join([*(_short(part, NAME_BYTES) for part in parts[:-1]), _short(parts[-1], NAME_BYTES - len(ending))])
+
+
+def _short(part: str, limit: int) -> str:
+    content = part.encode(errors="surrogateescape")
+    if len(content) <= limit:
+        return part
+    extension = suffix if len(suffix := os.path.splitext(part)[1]) <= 8 else ""
+    ending = f"-{hashlib.sha256(content).hexdigest()[:16]}{extension}"
+    return content[: limit - len(ending.encode(errors="surrogateescape"))].decode(errors="ignore") + ending
 
 
 def remove_leavings(folder: Path) -> None:
