@@ -27,7 +27,7 @@ if HAS_HEIC:
     register_heif_opener()
 
 MAX_PIXELS = 120_000_000  # of an image while it is decoded, 4 bytes each
-MAX_WHOLE = 2**25  # pixels of an image as a tensor, of which there are several copies; and more of a file that
+MAX_WHOLE = 25_000_000  # pixels of an image as a tensor, of which there are several copies; and more of a file that
 PIXELS_PER_BYTE = 20  # is not larger than this: photographs have fewer, decompression bombs hundreds
 MAX_SCANNED = 10**10  # scans times pixels of a progressive JPEG, which take two seconds
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` checks the size itself
@@ -165,7 +165,7 @@ def from_pil(image: Image.Image) -> Tensor:
     image = eight_bits(image)(image)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    pixels = torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB")))
     return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
 
 
@@ -177,7 +177,7 @@ def eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
             (np.asarray(part, np.float64).clip(0, white) / white * 255).round().astype(np.uint8)
         ).convert("RGB")
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    return lambda part: part.convert(mode)
+    return lambda part: part if part.mode == mode else part.convert(mode)
 
 
 def white_level(image: Image.Image) -> float:
