@@ -1,5 +1,6 @@
 """A web page to try a translator on: upload an image, choose the edit and its strength, download the result."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import gradio as gr
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
 from dds_train.images.input_image import read_input_image
+from dds_train.runs.files import relative_name
 from dds_train.translator.pipeline import Translator
 
 OWN_PROMPT = "own prompt"
@@ -53,7 +55,7 @@ def build_page(translator: Translator, folder: Path, examples: Sequence[Path] = 
             return None, gr.update(value=None, interactive=False), refusal
         instruction = prompt if task == OWN_PROMPT else tasks[task].instruction
         edited = translator.translate(image.image, instruction, strength)[0]
-        result = Path(tempfile.mkdtemp(dir=folder)) / f"{Path(file).stem}-{task.replace(' ', '-')}.png"
+        result = Path(tempfile.mkdtemp(dir=folder)) / relative_name(re.sub("[ /]", "-", f"{Path(file).stem}-{task}") + ".png")
         save_image(edited, result, image.alpha_and_profile)
         (height, width), original = image.size, image.original.shape[-2:]
         note = f"{width} x {height} pixels" + ("" if original == (height, width) else f", from {original[1]} x {original[0]}")

@@ -38,5 +38,5 @@ def test_home_folder_and_byte_order_mark_in_metadata(
     for path, captions in (("~/photos", ["one", "two"]), ("~/photos/*.png", ["one"]), (str(photos), ["one", "two"])):
         assert FolderSource(path, checkpoint).captions == captions
     (photos / "metadata.csv").write_bytes(b"file_name,text\na.png,\xff\n")
-    with pytest.raises(UserError, match=r"metadata\.csv: not CSV in UTF-8"):
+    with pytest.raises(UserError, match=r"metadata\.csv: line 2: cannot be read as UTF-8"):
         _ = FolderSource("~/photos", checkpoint).captions

@@ -648,7 +648,7 @@ class FitConfig(Section):
 
 class PredictConfig(Section):
     ckpt: Checkpoint
-    image: ImagePaths
+    image: EditPaths
     task: Text | None
     prompt: Text | None
     strength: Share

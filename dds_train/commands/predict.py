@@ -5,12 +5,11 @@ from typing import Any
 
 from dds_train.cli.schema import PredictConfig
 from dds_train.errors import UserError
-from dds_train.images.find import find_inputs
 from dds_train.images.grids import save_before_after
 from dds_train.images.input_image import check_readable
-from dds_train.images.masks import AUTO, MaskFinder
+from dds_train.images.masks import AUTO
 from dds_train.methods.masking import Masking
-from dds_train.methods.translate import MaskedTranslator, TranslationRequest, translate_files
+from dds_train.methods.translate import MaskedTranslator, TranslationRequest, plan_translations, translate_files
 from dds_train.runs.record import Record
 from dds_train.translator import Task, TranslatorConfig, read_config, weights_digest
 from dds_train.translator.pipeline import Translator
@@ -22,17 +21,22 @@ FREE = ("image", "batch_size", "device", "output_dir")  # may differ between run
 def run(config: PredictConfig) -> None:
     folder = Path(config.output_dir)
     with Record(folder, "predict") as record:
-        inputs, masks, trained = find_inputs(config.image, folder), MaskFinder(config.mask), read_config(Path(config.ckpt))
-        task = choose_task(config, trained)
-        sizes = check_readable(inputs, config.max_side)
-        results = [f"{name}{path.suffix if config.format == 'same' else '.png'}" for name, path in inputs]
-        requests = [TranslationRequest(path, masks(path), to) for (_, path), to in zip(inputs, results, strict=True)]
+        trained = read_config(Path(config.ckpt))
+        # None if an instruction takes its place.
+        task = trained.choose(config.task) if config.task or not config.prompt or len(trained.tasks) == 1 else None
+        requests = plan_translations(config.image, config.mask, task, folder, same_format=config.format == "same")
+        automatic = any(request.mask == AUTO for request in requests)
+        if automatic and (task is None or CAPTION in task.source + task.target):
+            raise UserError("mask=auto needs a task with a source and a target prompt; give task=NAME, or a mask file")
+        sizes = check_readable((request.image for request in requests), config.max_side)
         options = {"device": config.device, "dtype": config.teacher.dtype, "tile": config.tile, "overlap": config.overlap}
         translator = Translator.from_pretrained(config.ckpt, teacher=config.teacher.path, **options)  # type: ignore[arg-type]
-        record.claim(settings(config, trained, task, translator), free=FREE, growing=["teacher"])
-        config.save(folder)
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.result, keys[request])]
+        for request in todo:
+            record.check_origin(request.result, request.origin(folder))
+        record.claim(settings(config, trained, task, translator, automatic), free=FREE, growing=["teacher"])
+        config.save(folder)
         if len(todo) < len(requests):
             print(f"{len(requests) - len(todo)} of {len(requests)} images are in {folder} already", flush=True)
         record.strike(*(request.result for request in todo))
@@ -41,7 +45,7 @@ def run(config: PredictConfig) -> None:
         edit = MaskedTranslator(translator, instruction, config.strength, masking, task, config.seed)
 
         def done(request: TranslationRequest) -> None:
-            record.add(request.result, keys[request])
+            record.add(request.result, keys[request], values={"origin": request.origin(folder)})
 
         failed = translate_files(edit, todo, sizes, folder, config.batch_size, config.max_side, done)
         pairs = [(request.image, folder / request.result) for request in requests if request not in failed]
@@ -52,18 +56,12 @@ def run(config: PredictConfig) -> None:
             raise UserError(f"{len(failed)} of {len(requests)} images failed, the translator's output is NaN or Inf: {names}")
 
 
-def choose_task(config: PredictConfig, trained: TranslatorConfig) -> Task | None:
-    """None if an instruction takes its place."""
-    task = trained.choose(config.task) if config.task or not config.prompt or len(trained.tasks) == 1 else None
-    if config.mask == AUTO and (task is None or CAPTION in task.source + task.target):
-        raise UserError("mask=auto needs a task with a source and a target prompt; give task=NAME, or a mask file")
-    return task
-
-
-def settings(config: PredictConfig, trained: TranslatorConfig, task: Task | None, translator: Translator) -> dict[str, Any]:
+def settings(
+    config: PredictConfig, trained: TranslatorConfig, task: Task | None, translator: Translator, automatic: bool
+) -> dict[str, Any]:
     """What results depend on, besides the images; the contents of masks count for each image."""
     checkpoint, own = translator.checkpoint, config.model_dump()
     teacher = {"dtype": str(checkpoint.dtype), "weights": checkpoint.digest("vae", "text")}
-    if config.mask == AUTO or trained.translator["kind"] == "lora":
+    if automatic or trained.translator["kind"] == "lora":
         teacher["denoiser"] = checkpoint.digest("denoiser", "scheduler")
     return {**own, "task": task and task.to_dict(), "ckpt": weights_digest(Path(config.ckpt)), "teacher": teacher}

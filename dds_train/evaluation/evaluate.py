@@ -26,6 +26,7 @@ from dds_train.images.files import read_image, save_image
 from dds_train.images.streaming import batches, within_memory
 from dds_train.methods import MethodContext
 from dds_train.runs.digest import digest
+from dds_train.runs.files import relative_name
 from dds_train.runs.record import Record
 
 
@@ -36,7 +37,7 @@ class Results:
     record: Record
 
     def name(self, method: str, item: EvaluationItem) -> str:
-        return f"images/{quote(method, safe=' ,')}/{item.name}.png"
+        return relative_name(f"images/{quote(method, safe=' ,')}/{item.name}.png")
 
     def path(self, method: str, item: EvaluationItem) -> Path:
         return self.record.folder / self.name(method, item)

@@ -1,6 +1,8 @@
 """PIE-Bench (arXiv 2310.01506): 700 images with two prompts and a mask each, in its published layout."""
 
 import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from dds_train.errors import UserError
+from dds_train.images.find import unique_name
+from dds_train.runs.files import relative_name
 
 SIZE = 512  # pixels of a side, of every image
 
@@ -29,7 +33,7 @@ class PieEntry:
 
 
 def is_pie_bench(spec: object) -> TypeGuard[str]:
-    return isinstance(spec, str) and (Path(spec) / "mapping_file.json").is_file()
+    return isinstance(spec, str) and os.path.isfile(Path(spec).expanduser() / "mapping_file.json")
 
 
 def read_pie_bench(folder: str | Path) -> list[PieEntry]:
@@ -41,14 +45,18 @@ def read_pie_bench(folder: str | Path) -> list[PieEntry]:
     path = Path(folder) / "mapping_file.json"
     try:
         entries = []
-        for name, row in json.loads(path.read_text(encoding="utf-8")).items():
+        used: Counter[str] = Counter()
+        for key, row in json.loads(path.read_text(encoding="utf-8")).items():
             source, target = (row[key].replace("[", "").replace("]", "") for key in ("original_prompt", "editing_prompt"))
-            image = Path(folder) / "annotation_images" / row["image_path"]
-            entries.append(PieEntry(name, image, source, target, row["mask"]))
+            inside = Path(row["image_path"])
+            if inside.is_absolute() or ".." in inside.parts:
+                raise ValueError(f"image_path={inside} leaves the folder")
+            image = Path(folder) / "annotation_images" / inside
+            entries.append(PieEntry(unique_name(relative_name(key), used), image, source, target, row["mask"]))
             decode_mask(row["mask"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not PIE-Bench's mapping file ({type(error).__name__}: {error})") from error
-    missing = next((entry.image for entry in entries if not entry.image.is_file()), None)
+    missing = next((entry.image for entry in entries if not os.path.isfile(entry.image)), None)
     if missing:
         raise UserError(f"{missing}: no such file; give the folder with mapping_file.json and annotation_images/")
     return entries

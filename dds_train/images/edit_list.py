@@ -1,16 +1,16 @@
-"""Edit lists: a CSV or JSONL file with one edit request per line. No torch here: the command line imports it."""
+"""Edit lists: a table file with one edit request per line. No torch here: the command line imports it."""
 
-import csv
-import io
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from dds_train.errors import UserError
+from dds_train.images.table_file import read_table
 
 COLUMNS = ("image", "source", "target", "mask", "seed", "truth")
-EXTENSIONS = (".csv", ".jsonl")
+EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json")
+SEEDS = range(2**32)
 
 
 @dataclass(frozen=True)
@@ -26,56 +26,30 @@ class EditListRow:
 
 
 def is_edit_list(spec: object) -> TypeGuard[str]:
-    """Whether `spec` is an edit list, or a folder with one: edits.csv or edits.jsonl."""
+    """Whether `spec` is an edit list, or a folder with one: edits.csv, edits.jsonl and so on."""
     return isinstance(spec, str) and edit_list_path(spec) is not None
 
 
 def edit_list_path(spec: str | Path) -> Path | None:
     path = Path(spec).expanduser()
     candidates = [path] if path.suffix.lower() in EXTENSIONS else [path / f"edits{extension}" for extension in EXTENSIONS]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
 
 
 def read_edit_list(spec: str | Path) -> list[EditListRow]:
-    """Rows of a CSV (with a header) or JSONL file, or of edits.csv or edits.jsonl in a folder.
+    """Rows of a table file (see `read_table`), or of edits.csv, edits.jsonl and so on in a folder.
 
-    The columns are image and, optionally, source, target (in JSONL also a list), mask, seed and truth. Paths are relative to
+    The columns are image and, optionally, source, target (in JSON also a list), mask, seed and truth. Paths are relative to
     the file; ~ is the home folder.
 
     Raises:
         UserError: naming file and line, for unknown columns, missing files, and what cannot be parsed.
     """
     path = edit_list_path(spec) or Path(spec).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    lines = csv_lines(path, text) if path.suffix.lower() == ".csv" else jsonl_lines(path, text)
+    lines = read_table(path, "image")
     if not lines:
         raise UserError(f"{path}: no lines; give {', '.join(COLUMNS)} (only image is required)")
     return [parse_row(path, number, fields) for number, fields in lines]
-
-
-def csv_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        return [(reader.line_num, {name: value or None for name, value in fields.items()}) for fields in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {error}") from error
-
-
-def jsonl_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    lines = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number}: not JSON ({error})") from error
-            if not isinstance(fields, dict):
-                raise UserError(f'{path}: line {number}: give an object such as {{"image": "cat.png", "target": "a lion"}}')
-            lines.append((number, fields))
-    return lines
 
 
 def parse_row(path: Path, number: int, fields: dict[str, Any]) -> EditListRow:
@@ -86,11 +60,13 @@ def parse_row(path: Path, number: int, fields: dict[str, Any]) -> EditListRow:
         cell = fields.get(column)
         if cell is None:
             return None
-        file = path.parent / Path(cell).expanduser() if isinstance(cell, str) else None
-        if file is None or not file.is_file():
-            raise invalid(f"{column}={cell!r}: no such file{remedy}")
-        return file
+        for spelling in (cell, cell.replace("\\", "/")) if isinstance(cell, str) else ():  # of Windows
+            if os.path.isfile(file := path.parent / Path(spelling).expanduser()):
+                return file
+        raise invalid(f"{column}={cell!r}: no such file{remedy}")
 
+    # A number that is none, as text; as a prompt it may be a word.
+    fields = {name: cell for name, cell in fields.items() if cell != "nan" or name in ("source", "target")}
     unknown = [str(name) for name in fields if name not in COLUMNS]
     if unknown:
         raise invalid(f"unknown column {', '.join(unknown)}; the columns are {', '.join(COLUMNS)}")
@@ -106,14 +82,16 @@ def parse_row(path: Path, number: int, fields: dict[str, Any]) -> EditListRow:
     if mask != "auto":
         mask = file("mask", "; give one, or auto")
     try:
-        seed = None if seed is None else int(seed)
+        number = None if seed is None else float(seed)  # pandas writes 12.0 where a column has gaps
+        if isinstance(seed, bool) or (number is not None and number not in SEEDS):
+            raise ValueError
     except (TypeError, ValueError) as error:
-        raise invalid(f"seed={seed!r}: give a whole number") from error
+        raise invalid(f"seed={seed!r}: give a whole number from 0 to {SEEDS[-1]}") from error
     return EditListRow(
         image=image,
         source=source,
         target=None if targets is None else tuple(targets),
         mask=None if mask is None else str(mask),
-        seed=seed,
+        seed=None if number is None else int(number),
         truth=None if truth is None else str(truth),
     )

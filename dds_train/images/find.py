@@ -39,9 +39,9 @@ def find_images(spec: str | Path, key: str = "image") -> list[Path]:
         UserError: if there are none; names the configuration's `key`.
     """
     path = Path(spec).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # False, too, for what is too long for a path
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         images = sorted(files_below(path, lambda extension: extension in EXTENSIONS))
         if not images:
             others = unsupported(spec) or f"looked for {', '.join(sorted(EXTENSIONS))}"
@@ -87,7 +87,7 @@ def unsupported(spec: str | Path) -> str:
 def root_folder(spec: str | Path) -> Path:
     """Folder that names are relative to: the folder itself, that of a file, or the one in front of a pattern."""
     path = Path(spec).expanduser()
-    while not path.is_dir() and path != path.parent:
+    while not os.path.isdir(path) and path != path.parent:
         path = path.parent
     return path
 
@@ -115,7 +115,8 @@ def find_inputs(spec: str | Sequence[str], output_dir: str | Path) -> list[tuple
         raise UserError(f"image={spec}: only results of {output_dir} there")
     shared, used = Counter(stem.casefold() for stem in stems.values()), Counter(RESERVED)
     names = [
-        unique_name(stem if shared[stem.casefold()] == 1 else f"{stem}-{path.suffix[1:]}", used) for path, stem in stems.items()
+        unique_name(f"{stem}-{path.suffix[1:]}" if path.suffix and shared[stem.casefold()] > 1 else stem, used)
+        for path, stem in stems.items()
     ]
     return list(zip(names, stems, strict=True))
 

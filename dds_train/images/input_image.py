@@ -34,10 +34,10 @@ def read_input_image(path: Path, max_side: int | None) -> InputImage:
     return InputImage(image, original, alpha_and_profile)
 
 
-def check_readable(inputs: Iterable[tuple[str, Path]], max_side: int | None = None) -> dict[Path, tuple[int, int]]:
+def check_readable(paths: Iterable[Path], max_side: int | None = None) -> dict[Path, tuple[int, int]]:
     """Sizes (H, W), after downscaling, of all input images, each of which is read once.
 
     Raises:
         UserError: naming the first that cannot be read.
     """
-    return {path: read_input_image(path, max_side).size for _, path in inputs}
+    return {path: read_input_image(path, max_side).size for path in paths}

@@ -70,7 +70,8 @@ class OptimizedEdit:
             "result": {"steps": self.steps, "seconds": self.seconds, "versions": VERSIONS},
         }
         with atomic_write(folder / f"{name}.json") as partial:
-            partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # of file names that are not UTF-8
         return [f"{name}.png", f"{name}.json"]
 
 

@@ -1,5 +1,6 @@
 """Edit requests: planned from images or an edit list, and put together in batches."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from dds_train.images.input_image import InputImage, read_input_image
 from dds_train.images.mask_image import read_mask
 from dds_train.images.masks import AUTO, MaskFinder
 from dds_train.runs.digest import digest, file_digest
+from dds_train.runs.files import relative_name
+
+PARTS = ("", "_steps", "_mask", "_before_after")  # ends of the names of a result's files
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class EditRequest:
     def shared(self) -> tuple[object, ...]:
         """What edits must have in common to share a source branch."""
         return self.image, self.source, self.mask, self.seed
+
+    def origin(self, folder: Path) -> dict[str, object]:
+        """What tells it from another request of that name; with paths relative to the output folder."""
+        mask = self.mask if self.mask in (None, AUTO) else os.path.relpath(str(self.mask), folder)
+        return {
+            "image": os.path.relpath(self.image, folder),
+            "mask": mask,
+            **{k: getattr(self, k) for k in ("source", "target", "seed")},
+        }
 
     def digest(self) -> str:
         """The identity of prompts, seed and files; their paths do not matter."""
@@ -84,10 +97,13 @@ def plan_edits(
         ]
     else:
         rows = [(name, path, None, targets, masks(path), None) for name, path in find_inputs(spec, output_dir)]
+    ending = f"{PARTS[-1]}.png"
     used, with_target = Counter(RESERVED), is_edit_list(spec) or len(targets) > 1
     return [
         EditRequest(
-            name=unique_name(f"{name}-{slug(str(one))}" if with_target else name, used),
+            name=relative_name(
+                unique_name(f"{name}-{slug(str(one))}" if with_target else name, used, PARTS), f"{PARTS[-1]}.png"
+            ),
             image=path,
             source=str(own_source or source),
             target=str(one),

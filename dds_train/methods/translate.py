@@ -1,5 +1,7 @@
 """Edits of image files by a trained translator, with masks."""
 
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +11,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dds_train.images.files import save_image
+from dds_train.errors import UserError
+from dds_train.images.edit_list import is_edit_list, read_edit_list
+from dds_train.images.files import file_suffix, save_image
+from dds_train.images.find import RESERVED, find_inputs, unique_name
 from dds_train.images.input_image import InputImage, read_input_image
 from dds_train.images.mask_image import read_mask
-from dds_train.images.masks import AUTO
+from dds_train.images.masks import AUTO, MaskFinder
 from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
 from dds_train.methods.masking import Masking, upscaled
 from dds_train.methods.masks import automatic_mask
 from dds_train.runs.digest import digest, file_digest
+from dds_train.runs.files import relative_name
 from dds_train.translator import Task
 from dds_train.translator.pipeline import Translator
 
@@ -32,6 +38,39 @@ class TranslationRequest:
     def digest(self) -> str:
         """The identity of its files."""
         return digest([file_digest(self.image), self.mask if self.mask in (None, AUTO) else file_digest(str(self.mask))])
+
+    def origin(self, folder: Path) -> dict[str, object]:
+        """What tells it from another request of that name; with the path relative to the output folder."""
+        return {"image": os.path.relpath(self.image, folder)}
+
+
+def plan_translations(
+    spec: str | Sequence[str], mask: str | None, task: Task | None, output_dir: Path, same_format: bool
+) -> list[TranslationRequest]:
+    """A request for each image, named so that no two share a file.
+
+    Args:
+        spec: an image file, a folder, a pattern, a list of them, or an edit list, of which images and masks count.
+        mask: see `MaskFinder`.
+        same_format: results have the inputs' formats, else PNG.
+
+    Raises:
+        UserError: for images and masks that are missing, and for lines of a list whose target is not that of `task`.
+    """
+    masks, used = MaskFinder(mask), Counter(RESERVED)
+    if is_edit_list(spec):
+        rows = read_edit_list(spec)
+        for row in rows:
+            if row.target and (task is None or row.target != (task.target,)):
+                has = f"has the target {task.target!r}" if task else "has no target"
+                raise UserError(f"image={spec}: target={', '.join(row.target)} of {row.image.name}: the task of predict {has}")
+        inputs = [(unique_name(row.image.stem, used), row.image, row.mask or masks(row.image)) for row in rows]
+    else:
+        inputs = [(name, path, masks(path)) for name, path in find_inputs(spec, output_dir)]
+    return [
+        TranslationRequest(path, own_mask, relative_name(f"{name}{file_suffix(path) if same_format else '.png'}"))
+        for name, path, own_mask in inputs
+    ]
 
 
 class MaskedTranslator:
