@@ -163,7 +163,7 @@ def exists(remedy: str, *otherwise: str) -> AfterValidator:
 
     def check(value: Any) -> Any:
         for one in value if isinstance(value, list) else [value]:
-            if one not in otherwise and not Path(one).exists():
+            if one not in otherwise and not os.path.exists(one):
                 missing = "no such file or folder" if one == value else f"{one}: no such file or folder"
                 raise ValueError(f"{missing}; {remedy}")
         return value

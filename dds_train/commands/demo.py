@@ -20,6 +20,11 @@ def run(config: DemoConfig) -> None:
     # Uploads and results are deleted with the page.
     with tempfile.TemporaryDirectory(prefix="dds_train_demo_") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        # Gradio asks its own server whether it is there, which no proxy knows.
+        direct = {
+            name: ",".join(filter(None, [os.environ.get(name), "localhost", config.host])) for name in ("no_proxy", "NO_PROXY")
+        }
+        os.environ |= direct
         from dds_train.demo import build_page, copy_examples, serve
 
         inputs = find_inputs(config.examples, folder) if config.examples else []

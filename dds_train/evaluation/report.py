@@ -20,6 +20,7 @@ from dds_train.evaluation.recommendation import Recommendation, count_diverged, 
 from dds_train.evaluation.summary import Summary
 from dds_train.evaluation.tables import measured, three_digits
 from dds_train.images.files import to_pil
+from dds_train.images.grids import with_both_sides
 
 SIDE = 112  # pixels of a thumbnail
 ARROWS = {HIGHER: " ↑", LOWER: " ↓", NEITHER: ""}
@@ -217,7 +218,7 @@ def file_thumbnail(path: Path) -> str:
 
 def thumbnail(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    small = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE))
+    small = ImageOps.contain(with_both_sides(image.convert("RGB"), SIDE), (SIDE, SIDE))
     small.save(buffer, "JPEG", quality=88)
     content = base64.b64encode(buffer.getvalue()).decode()
     return f'<img width={small.width} height={small.height} src="data:image/jpeg;base64,{content}">'

@@ -35,7 +35,13 @@ def save_animation(frames: Sequence[Tensor], path: str | Path, fps: int = 8) -> 
 
 def fit_into(image: Tensor, side: int) -> Tensor:
     """[3,H,W] -> [3,side,side]: resized to fit, centred on white."""
-    return from_pil(ImageOps.pad(to_pil(image), (side, side), color="white"))
+    return from_pil(ImageOps.pad(with_both_sides(to_pil(image), side), (side, side), color="white"))
+
+
+def with_both_sides(image: Image.Image, side: int) -> Image.Image:
+    """`image`, or a thinner strip at the size of its longer side, to which Pillow would leave no pixels."""
+    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
+    return image.resize((width, height)) if min(width, height) == 1 else image
 
 
 def labelled_grid(columns: Mapping[str, Sequence[Tensor]], rows: Sequence[str] = (), side: int = 96, gap: int = 2) -> Tensor:
@@ -51,7 +57,7 @@ def labelled_grid(columns: Mapping[str, Sequence[Tensor]], rows: Sequence[str] =
         x = left + column * (side + gap)
         draw.multiline_text((x + side // 2, 2), name, "black", font, anchor="ma", align="center")
         for row, image in enumerate(images):
-            sheet.paste(ImageOps.pad(to_pil(image), (side, side), color="white"), (x, top + row * (side + gap)))
+            sheet.paste(to_pil(fit_into(image, side)), (x, top + row * (side + gap)))
     return from_pil(sheet)
 
 

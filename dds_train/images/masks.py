@@ -1,5 +1,6 @@
 """Masks of images by file name. No torch here: the command line imports it."""
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class MaskFinder:
         if spec is None or spec == AUTO:
             return
         path = Path(spec).expanduser()
-        if not path.exists():
+        if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe could not be read twice
             raise UserError(f"mask={spec}: no such file or folder; give an image, a folder of them, or auto")
         self._one = str(path)
         for mask in find_images(path, "mask") if path.is_dir() else ():

@@ -97,7 +97,6 @@ def plan_edits(
         ]
     else:
         rows = [(name, path, None, targets, masks(path), None) for name, path in find_inputs(spec, output_dir)]
-    ending = f"{PARTS[-1]}.png"
     used, with_target = Counter(RESERVED), is_edit_list(spec) or len(targets) > 1
     return [
         EditRequest(

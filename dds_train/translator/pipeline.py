@@ -6,11 +6,14 @@ translator = Translator.from_pretrained("outputs/cat2lion/translator")
 lion = translator("cat.jpg", strength=0.8)
 """
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint
@@ -20,6 +23,8 @@ from dds_train.images.files import from_pil, read_image, to_pil
 from dds_train.images.tiles import tiled
 from dds_train.translator.files import TranslatorConfig, load_translator, read_config
 from dds_train.translator.kinds import translate_latents
+
+Input: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
 
 
 class Translator:
@@ -81,12 +86,13 @@ class Translator:
 
     def __call__(
         self,
-        image: Image.Image | str | Path | Tensor,
+        image: Input | Sequence[Input],
         prompt: str | None = None,
         strength: float = 1.0,
         task: str | None = None,
-    ) -> Image.Image | Tensor:
-        """Edit one image: a file or a PIL image to a PIL image, pixels [3,H,W] in [-1,1] to pixels.
+    ) -> Image.Image | Tensor | list[Image.Image | Tensor]:
+        """Edit an image, or each of a list: a file, a PIL image or an array [H,W,3] of uint8 to a PIL image, pixels [3,H,W] in
+        [-1,1] to pixels. EXIF orientation is applied.
 
         Args:
             prompt: an instruction; by default that of `task`.
@@ -94,12 +100,11 @@ class Translator:
             task: a name in `config.tasks`; not needed if there is only one.
 
         Raises:
-            UserError: if the image cannot be read, the task is unknown, or the output is NaN or Inf.
+            UserError: if the image cannot be read, or is none, the task is unknown, or the output is NaN or Inf.
         """
-        if isinstance(image, Tensor):
-            pixels = image
-        else:
-            pixels = from_pil(image) if isinstance(image, Image.Image) else read_image(image)
+        if isinstance(image, Sequence) and not isinstance(image, str):
+            return [self(one, prompt, strength, task) for one in image]  # type: ignore[misc]
+        pixels = pixels_of(image)
         edited = self.translate(pixels[None], prompt or self.config.choose(task).instruction, strength)[0]
         if not edited.isfinite().all():
             raise UserError("the translator's output is NaN or Inf; try another checkpoint, or float32")
@@ -116,3 +121,22 @@ class Translator:
             return pixels.where(finite, torch.nan).cpu()
 
         return tiled(edit, images, self.tile, self.overlap)
+
+
+def pixels_of(image: Input) -> Tensor:
+    """Pixels [3,H,W] in [-1,1] of an image in any form.
+
+    Raises:
+        UserError: if it is in another form, or cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        with contextlib.suppress(TypeError, ValueError):  # of shapes that are none of an image
+            image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return from_pil(ImageOps.exif_transpose(image))
+    if isinstance(image, Tensor) and image.ndim == 3 and len(image) == 3 and image.is_floating_point():
+        return image
+    form = f"{image.dtype} {[*image.shape]}" if isinstance(image, (np.ndarray, Tensor)) else type(image).__name__
+    raise UserError(f"{form} is no image: give a path, a PIL image, an array [H,W,3] of uint8, or a tensor [3,H,W] in [-1,1]")
