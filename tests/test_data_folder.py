@@ -1,5 +1,6 @@
 """Folders of images and their captions."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,34 @@ def test_home_folder_and_byte_order_mark_in_metadata(
     (photos / "metadata.csv").write_bytes(b"file_name,text\na.png,\xff\n")
     with pytest.raises(UserError, match=r"metadata\.csv: line 2: cannot be read as UTF-8"):
         _ = FolderSource("~/photos", checkpoint).captions
+
+
+def test_captions_of_the_imagefolder_layout(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    for name in ("a.png", "train/b.png", "train/c.png", "d.png", "e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text("\ufeffFile_Name;Text\na.png;a cat, asleep\n", encoding="utf-8")
+    lines = [{"file_name": "b.png", "caption": "a gray cat", "label": 3}, {"file_name": "c.png", "caption": "a black cat"}]
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "d.caption").write_text("a red cat", encoding="utf-8-sig")
+    (tmp_path / "e.TXT").write_text("a white\ncat")
+    expected = ["a cat, asleep", "a red cat", "a white cat", "a gray cat", "a black cat"]
+    assert FolderSource(str(tmp_path), checkpoint).captions == expected
+
+
+def test_empty_and_unreadable_captions_are_named(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for content, says in (
+        (b" \n", r"a\.png: an empty caption in .*a\.txt"),
+        (b"caf\xe9", r"a\.txt: line 1: cannot be read as UTF-8"),
+    ):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(UserError, match=says):
+            _ = FolderSource(str(tmp_path), checkpoint).captions
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,\nb.png,x\n")
+    with pytest.raises(UserError, match=r"a\.png: an empty caption in metadata"):
+        _ = FolderSource(str(tmp_path), checkpoint).captions
+    (tmp_path / "metadata.csv").write_text("file_name,text,text\na.png,x,y\n")
+    with pytest.raises(UserError, match="the column text is there twice"):
+        _ = FolderSource(str(tmp_path), checkpoint).captions

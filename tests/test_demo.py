@@ -46,7 +46,8 @@ def url(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     examples.mkdir()
     Image.new("RGB", (40, 40), "red").save(examples / "red.png")
     command = [sys.executable, "-m", "dds_train", "demo", f"ckpt={ckpt}", f"examples={examples}", "max_side=70"]
-    env = {**environment(folder), "TMPDIR": str(folder)}
+    nowhere = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")  # as behind a company's proxy
+    env = {**environment(folder), "TMPDIR": str(folder), **nowhere}
     server = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert server.stdout is not None
     said = ""

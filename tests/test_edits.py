@@ -15,6 +15,9 @@ from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.mask_image import read_mask
 from dds_train.methods.requests import EditRequest, load_batch, make_batches, plan_edits
+from dds_train.methods.translate import plan_translations
+from dds_train.runs.record import Record
+from dds_train.translator import Task
 
 
 @pytest.fixture
@@ -148,3 +151,45 @@ def test_a_request_is_identified_by_what_its_files_hold(folder: Path) -> None:
     assert moved.digest() == known
     Image.new("RGB", (20, 10), "blue").save(folder / "a.png")
     assert moved.digest() != known
+
+
+def test_no_file_of_a_result_is_one_of_another(folder: Path) -> None:
+    for name in ("a_steps", "a_mask", "a_before_after", "before_after"):
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    names = [edit.name for edit in plan(str(folder))]
+    written = [f"{name}{part}".casefold() for name in names for part in ("", "_steps", "_mask", "_before_after")]
+    assert len(set(written) | {"before_after"}) == len(written) + 1
+
+
+def test_names_fit_a_file_system_with_all_their_endings(folder: Path) -> None:
+    long = folder / f"{'é' * 123}.png"
+    Image.new("RGB", (8, 8)).save(long)
+    names = [edit.name for edit in plan(str(long), target=["a lion " * 20, "a lion " * 21, "a dog"])]
+    assert len(set(names)) == 3
+    assert all(len(f"{name}_before_after.png".encode()) <= 250 for name in names)
+
+
+def test_a_result_of_another_request_is_not_replaced(folder: Path) -> None:
+    (request,) = plan(str(folder / "a.png"))
+    with Record(folder / "out", "optimize") as record:
+        record.claim({})
+        (folder / "out" / "a.png").touch()
+        record.add("a", "key", ["a.png"], {"origin": request.origin(folder / "out")})
+    record = Record(folder / "out", "optimize")
+    record.check_origin("a", replace(request, image=folder / "sub" / ".." / "a.png").origin(folder / "out"))
+    changes = ({"target": "a dog"}, {"source": "a dog"}, {"seed": 1}, {"mask": "auto"}, {"image": folder / "b.png"})
+    for change in changes:
+        with pytest.raises(UserError, match=rf"a is there, the result of {next(iter(change))}=.*; give another output_dir"):
+            record.check_origin("a", replace(request, **change).origin(folder / "out"))
+
+
+def test_predict_takes_images_and_masks_of_a_list(folder: Path) -> None:
+    (folder / "e.csv").write_text("image,mask,target\na.png,m.png,a lion\na.png,,\nb.png,auto,a lion\n")
+    lion = Task("a cat", "a lion", "a lion")
+    requests = plan_translations(str(folder / "e.csv"), None, lion, folder / "out", same_format=False)
+    assert [request.result for request in requests] == ["a.png", "a~2.png", "b.png"]
+    assert [request.mask for request in requests] == [str(folder / "m.png"), None, "auto"]
+    configure("predict", f"image={folder / 'e.csv'}", f"ckpt={folder}")
+    for task in (None, Task("a cat", "a dog", "a dog")):
+        with pytest.raises(UserError, match=r"target=a lion of a\.png: the task of predict has"):
+            plan_translations(str(folder / "e.csv"), None, task, folder / "out", same_format=False)

@@ -22,7 +22,7 @@ from dds_train.critters.world import critter
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 from dds_train.evaluation.configured import ConfiguredMethod
-from dds_train.evaluation.evaluate import Evaluation, evaluate
+from dds_train.evaluation.evaluate import Evaluation, Results, evaluate
 from dds_train.evaluation.items import EvaluationItem, critter_items, image_items
 from dds_train.evaluation.metrics.metric import HIGHER, LOWER, Batch, Metric, Network
 from dds_train.evaluation.metrics.registry import MetricOptions, build_metrics
@@ -108,6 +108,25 @@ def test_pie_bench_is_read_as_its_authors_do(tmp_path: Path) -> None:
     (tmp_path / "mapping_file.json").write_text(json.dumps({"1": {}}))
     with pytest.raises(UserError, match="not PIE-Bench's mapping file"):
         read_pie_bench(tmp_path)
+
+
+def test_names_of_pie_bench_stay_inside_its_folder_and_ours(tmp_path: Path) -> None:
+    (tmp_path / "annotation_images").mkdir()
+    Image.new("RGB", (512, 512)).save(tmp_path / "annotation_images" / "1.jpg")
+    row = {"image_path": "1.jpg", "original_prompt": "a cat", "editing_prompt": "a dog", "mask": []}
+    keys = ["../../x", "x", "/etc/x", "z" * 300]
+    (tmp_path / "mapping_file.json").write_text(json.dumps(dict.fromkeys(keys, row)))
+    results = Results(Record(tmp_path / "out", "evaluate"))
+    entries = read_pie_bench(tmp_path)
+    items = [EvaluationItem(entry.name, "", "", (1, 1), lambda: pytest.fail("not read")) for entry in entries]
+    paths = [results.path("../method", item).resolve() for item in items]
+    assert len(set(paths)) == 4
+    assert all((tmp_path / "out" / "images").resolve() in path.parents for path in paths)
+    assert all(len(path.name) <= 250 for path in paths)
+    for outside in ("../mapping_file.json", "/etc/hostname", "a/../../mapping_file.json"):
+        (tmp_path / "mapping_file.json").write_text(json.dumps({"1": {**row, "image_path": outside}}))
+        with pytest.raises(UserError, match="leaves the folder"):
+            read_pie_bench(tmp_path)
 
 
 # ---------------------------------------------------------------- edit and measure

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dds_train.errors import UserError
-from dds_train.images.find import find_images, find_inputs
+from dds_train.images.find import HAS_HEIC, find_images, find_inputs
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -84,3 +84,49 @@ def test_naming_is_linear_in_the_number_of_files(tmp_path: Path) -> None:
         return min(once() for _ in range(3))
 
     assert seconds(more) < 8 * seconds(folder)
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "trip [2024]/a.jpg", "trip [2024]/sub/b.jpg", "trip 2/c.jpg", "d.jpg")
+    assert [path.name for path in find_images("trip [2024]/*.jpg")] == ["a.jpg"]
+    assert [path.name for path in find_images(str(tmp_path / "trip [2024]" / "**" / "*.jpg"))] == ["a.jpg", "b.jpg"]
+    assert [path.name for path in find_images("trip [0-9]/*.jpg")] == ["c.jpg"]
+    assert find_images("*.jpg") == [Path("d.jpg")]
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    touch(tmp_path, "photos/a.png", "photos/sub/b.png", "elsewhere/c.png", "elsewhere/.hidden/d.png")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "again").symlink_to(tmp_path / "photos" / "sub")
+    names = [path.relative_to(tmp_path / "photos").as_posix() for path in find_images(tmp_path / "photos")]
+    assert names == ["a.png", "linked/c.png", "sub/b.png"]
+
+
+def test_photographs_in_formats_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "p/a.HEIC", "p/sub/b.heic", "p/c.NEF", "p/._d.heic")
+    heic = "" if HAS_HEIC else r"2 \.heic"
+    with pytest.raises(UserError, match=rf"no images in this folder \({heic}.*1 \.nef not read: .*TIFF"):
+        find_images(tmp_path / "p") if not HAS_HEIC else find_images(touch(tmp_path, "q/c.NEF") / "q")
+    touch(tmp_path, "p/a.jpg")
+    find_inputs(str(tmp_path / "p"), "out")
+    assert "1 .nef not read" in capsys.readouterr().out
+
+
+def test_names_never_leave_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(touch(tmp_path, "deep/er/a/x.png", "deep/er/b.png", "deep/c.png") / "deep" / "er")
+    for pattern in ("*/../b.png", "*/../../c.png", "../er/a/*.png", "../*.png"):
+        for name in names_of(pattern):
+            assert ".." not in Path(name).parts
+            assert not Path(name).is_absolute()
+
+
+def test_a_file_without_an_extension_has_a_name(tmp_path: Path) -> None:
+    touch(tmp_path, "cat", "cat.png")
+    assert names_of([str(tmp_path / "cat"), str(tmp_path / "cat.png")]) == ["cat", "cat-png"]
+
+
+def test_what_is_too_long_for_a_path_is_not_there() -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_images("x" * 300)

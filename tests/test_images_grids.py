@@ -37,3 +37,9 @@ def test_a_short_last_block_keeps_inputs_above_their_results() -> None:
     assert middles[0].tolist() == [-1] * 8
     assert middles[2].tolist() == [-1] * 2 + [1] * 6
     torch.testing.assert_close(middles[3], torch.tensor([0.0] * 2 + [1.0] * 6), atol=0.01, rtol=0)
+
+
+def test_a_strip_of_a_pixel_stays_visible() -> None:
+    strip = -torch.ones(3, 1, 2000)
+    assert (before_after_grid([(strip, strip.mT)], side=32) == -1).any(dim=2).all(dim=0).sum() >= 2
+    assert (labelled_grid({"": [strip]}, side=32)[0, -32:] == -1).any()

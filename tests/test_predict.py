@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 from random_translator import export_random
 from torch import Tensor
 
@@ -126,6 +127,24 @@ def test_three_lines(exported: Path, tmp_path: Path) -> None:
     pixels = translator(read_image(tmp_path / "a.png"))
     assert isinstance(pixels, Tensor)
     assert pixels.shape == (3, 37, 50)
+
+
+def test_images_in_every_form(exported: Path, tmp_path: Path) -> None:
+    translator = Translator.from_pretrained(exported, device="cpu")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)).save(tmp_path / "phone.png", exif=exif)
+    with Image.open(tmp_path / "phone.png") as opened:
+        upright = np.asarray(ImageOps.exif_transpose(opened))
+        results = translator([opened, tmp_path / "phone.png", str(tmp_path / "phone.png"), upright])
+    assert isinstance(results, list)
+    assert [np.asarray(one).shape for one in results] == [(40, 20, 3)] * 4
+    assert all(np.array_equal(np.asarray(results[0]), np.asarray(one)) for one in results[1:])
+    assert np.asarray(translator(upright[..., 0])).shape == (40, 20, 3)
+    wrong: list[Any] = [None, 3, upright.astype(np.float32), np.zeros((1, 2, 8, 8), np.uint8), torch.zeros(1, 3, 8, 8)]
+    for one in wrong:
+        with pytest.raises(UserError, match="is no image: give a path"):
+            translator(one)
 
 
 def test_strength_zero_is_the_vae_round_trip(exported: Path) -> None:

@@ -82,8 +82,8 @@ def parse_row(path: Path, number: int, fields: dict[str, Any]) -> EditListRow:
     if mask != "auto":
         mask = file("mask", "; give one, or auto")
     try:
-        number = None if seed is None else float(seed)  # pandas writes 12.0 where a column has gaps
-        if isinstance(seed, bool) or (number is not None and number not in SEEDS):
+        value = None if seed is None else float(seed)  # pandas writes 12.0 where a column has gaps
+        if isinstance(seed, bool) or (value is not None and not (value.is_integer() and int(value) in SEEDS)):
             raise ValueError
     except (TypeError, ValueError) as error:
         raise invalid(f"seed={seed!r}: give a whole number from 0 to {SEEDS[-1]}") from error
@@ -92,6 +92,6 @@ def parse_row(path: Path, number: int, fields: dict[str, Any]) -> EditListRow:
         source=source,
         target=None if targets is None else tuple(targets),
         mask=None if mask is None else str(mask),
-        seed=None if number is None else int(number),
+        seed=None if value is None else int(value),
         truth=None if truth is None else str(truth),
     )
