@@ -21,6 +21,7 @@ from dds_train.images.files import (
     square_crop,
     to_pil,
 )
+from dds_train.images.find import find_images
 from dds_train.images.input_image import read_input_image
 
 
@@ -243,3 +244,14 @@ def test_suffix_of_a_result_in_the_format_of_its_input(tmp_path: Path) -> None:
     ]:
         gradient().save(tmp_path / name, format=kind)
         assert file_suffix(tmp_path / name) == expected
+
+
+def test_photographs_of_iphones(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    gradient(64, 48).save(tmp_path / "a.HEIC", quality=95)
+    assert find_images(tmp_path) == [tmp_path / "a.HEIC"]
+    assert file_suffix(tmp_path / "a.HEIC") == ".HEIC"
+    image = read_image(tmp_path / "a.HEIC")
+    assert_like(image, gradient(64, 48))
+    save_image(image, tmp_path / "b.heic")
+    assert_like(read_image(tmp_path / "b.heic"), gradient(64, 48))

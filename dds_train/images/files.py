@@ -26,7 +26,7 @@ if HAS_HEIC:
 
     register_heif_opener()
 
-MAX_PIXELS = 120_000_000  # of an image while it is decoded, 4 bytes each
+MAX_PIXELS = 128_000_000  # of an image while it is decoded, 4 bytes each; half of it where fewer are enough
 MAX_WHOLE = 25_000_000  # pixels of an image as a tensor, of which there are several copies; and more of a file that
 PIXELS_PER_BYTE = 20  # is not larger than this: photographs have fewer, decompression bombs hundreds
 MAX_SCANNED = 10**10  # scans times pixels of a progressive JPEG, which take two seconds
@@ -127,7 +127,7 @@ def within_budget(image: Image.Image, size: int, enough: int | None) -> Image.Im
         scans = image.fp.read().count(b"\xff\xda")
         if scans * pixels > MAX_SCANNED:
             raise UnusableImage(f"a progressive JPEG of {image.width} x {image.height} pixels in {scans} scans")
-    if pixels > allowed:
+    if pixels > (allowed if enough is None else min(allowed, MAX_PIXELS // 2)):
         problem = f"{image.width} x {image.height} is more than {allowed:,} pixels"
         if enough is not None:
             # A JPEG is decoded at a half, a quarter or an eighth of its size.
