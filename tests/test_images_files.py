@@ -149,15 +149,14 @@ def test_a_damaged_file_is_one_line_whatever_its_decoder_raises(tmp_path: Path, 
         assert "\n" not in said
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_and_with_enough_pixels_read_small(tmp_path: Path) -> None:
-    Image.new("1", (9999, 9999), 1).save(tmp_path / "bomb.png")
-    with pytest.raises(UserError, match=r"bomb\.png: 9999 x 9999 is more than 25,000,000 pixels; give max_side=4999"):
+    Image.new("1", (5200, 5200), 1).save(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb\.png: 5200 x 5200 is more than 25,000,000 pixels; give max_side=2600"):
         read_image(tmp_path / "bomb.png")
     image = read_input_image(tmp_path / "bomb.png", 300)
     assert image.size == (300, 300)
     assert image.original.shape[-1] < 700
-    assert (image.image == 1).all()
+    assert (image.image > 0.999).all()
 
 
 def test_a_photograph_too_large_to_be_read_whole_is_read_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

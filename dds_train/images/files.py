@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
@@ -87,7 +87,7 @@ def open_image(file: str | Path | BinaryIO, name: str, enough: int | None = None
 
 
 @contextlib.contextmanager
-def opened(file: str | Path | BinaryIO, name: str) -> Iterator[tuple[Image.Image, int]]:
+def opened(file: str | Path | BinaryIO, name: str) -> Iterator[tuple[ImageFile.ImageFile, int]]:
     """A Pillow image whose pixels are not decoded yet, and the size of its file in bytes.
 
     Raises:
@@ -114,7 +114,7 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[tuple[Image.Image
         raise UserError(f"{name}: {problem}") from error
 
 
-def within_budget(image: Image.Image, size: int, enough: int | None) -> Image.Image:
+def within_budget(image: ImageFile.ImageFile, size: int, enough: int | None) -> Image.Image:
     """`image`, of a file of `size` bytes; if its pixels are too many, smaller, but not below `enough` on the longer side.
 
     Raises:
@@ -122,23 +122,23 @@ def within_budget(image: Image.Image, size: int, enough: int | None) -> Image.Im
     """
     pixels, longer = math.prod(image.size), max(image.size)
     allowed = min(MAX_PIXELS, max(MAX_WHOLE, PIXELS_PER_BYTE * size))
-    if image.info.get("progressive"):
+    if image.info.get("progressive") and image.fp is not None:
         image.fp.seek(0)
         scans = image.fp.read().count(b"\xff\xda")
         if scans * pixels > MAX_SCANNED:
             raise UnusableImage(f"a progressive JPEG of {image.width} x {image.height} pixels in {scans} scans")
-    if pixels > (allowed if enough is None else min(allowed, MAX_PIXELS // 2)):
-        problem = f"{image.width} x {image.height} is more than {allowed:,} pixels"
-        if enough is not None:
-            # A JPEG is decoded at a half, a quarter or an eighth of its size.
-            image.draft(None, (-(-image.width * enough // longer), -(-image.height * enough // longer)))
-            if math.prod(image.size) <= MAX_PIXELS:
-                image = reduced(image, enough)
-        if math.prod(image.size) > allowed:
-            raise UnusableImage(
-                f"{problem}; give max_side={longer // math.ceil(math.sqrt(pixels / allowed))}, or scale it down first"
-            )
-    return image
+    if pixels <= (allowed if enough is None else min(allowed, MAX_PIXELS // 2)):
+        return image
+    problem = f"{image.width} x {image.height} is more than {allowed:,} pixels"
+    small: Image.Image = image
+    if enough is not None:
+        # A JPEG is decoded at a half, a quarter or an eighth of its size.
+        image.draft(None, (-(-image.width * enough // longer), -(-image.height * enough // longer)))
+        small = reduced(image, enough) if math.prod(image.size) <= MAX_PIXELS else image
+    if math.prod(small.size) > allowed:
+        side = longer // math.ceil(math.sqrt(pixels / allowed))
+        raise UnusableImage(f"{problem}; give max_side={side}, or scale it down first")
+    return small
 
 
 def reduced(image: Image.Image, enough: int) -> Image.Image:

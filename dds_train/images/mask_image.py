@@ -46,7 +46,8 @@ def mask_levels(image: Image.Image) -> np.ndarray:
             if painted.size and np.ptp(painted, axis=1).max() >= DARK:
                 raise UnusableImage("has transparent pixels beside others of several colours; save it without transparency")
             black = painted.size and painted.max() < DARK
-            return (255 - alpha if black else alpha).astype(np.float32) / 255
+            edited: np.ndarray = (255 - alpha if black else alpha).astype(np.float32) / 255
+            return edited
     image = image.convert("RGB")
     levels = np.asarray(image)
     if int((levels.max(axis=2) - levels.min(axis=2)).max()) < GRAY:
@@ -54,7 +55,8 @@ def mask_levels(image: Image.Image) -> np.ndarray:
     colours = [colour for _, colour in image.getcolors(2) or ()]
     if (0, 0, 0) not in colours:
         raise UnusableImage("has colours; save it black, and white where to edit")
-    return (levels.max(axis=2) > 0).astype(np.float32)
+    coloured: np.ndarray = (levels.max(axis=2) > 0).astype(np.float32)
+    return coloured
 
 
 def as_white(levels: np.ndarray, white: float) -> np.ndarray:
