@@ -1,6 +1,5 @@
 """A web page to try a translator on: upload an image, choose the edit and its strength, download the result."""
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,11 @@ def copy_examples(inputs: Iterable[tuple[str, Path]], folder: Path) -> list[Path
     return copies
 
 
+def result_name(image: str, task: str) -> str:
+    """The name of a result's file. Tasks have whatever names the translator's author gave them."""
+    return relative_name(f"{Path(image).stem}-{task.replace(' ', '-')}.png".replace("/", "-"))
+
+
 def build_page(translator: Translator, folder: Path, examples: Sequence[Path] = (), max_side: int | None = None) -> gr.Blocks:
     """The page.
 
@@ -55,7 +59,7 @@ def build_page(translator: Translator, folder: Path, examples: Sequence[Path] = 
             return None, gr.update(value=None, interactive=False), refusal
         instruction = prompt if task == OWN_PROMPT else tasks[task].instruction
         edited = translator.translate(image.image, instruction, strength)[0]
-        result = Path(tempfile.mkdtemp(dir=folder)) / relative_name(re.sub("[ /]", "-", f"{Path(file).stem}-{task}") + ".png")
+        result = Path(tempfile.mkdtemp(dir=folder)) / result_name(file, task)
         save_image(edited, result, image.alpha_and_profile)
         (height, width), original = image.size, image.original.shape[-2:]
         note = f"{width} x {height} pixels" + ("" if original == (height, width) else f", from {original[1]} x {original[0]}")

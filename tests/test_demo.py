@@ -18,7 +18,7 @@ from random_translator import export_random
 from shell import environment, run
 
 from dds_train import Translator
-from dds_train.demo import OWN_PROMPT
+from dds_train.demo import OWN_PROMPT, result_name
 from dds_train.translator import Task
 
 
@@ -62,6 +62,11 @@ def url(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     rest = server.communicate(timeout=20)[0]
     assert "Traceback" not in rest
     assert list(folder.glob("dds_train_demo_*")) == []  # uploads and results are gone with the page
+
+
+def test_names_of_tasks_stay_in_the_folder_of_results() -> None:
+    assert result_name("/tmp/up/my cat.jpg", "../../a b") == "my cat-..-..-a-b.png"
+    assert len(result_name("cat.jpg", "x" * 300)) == 250
 
 
 @pytest.mark.slow
