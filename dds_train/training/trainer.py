@@ -104,7 +104,7 @@ def _own_signals(trainer: pl.Trainer) -> None:
     the first rank, whatever that still does, when another has ended.
     """
     trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
-    subprocess_script._launch_process_observer = _end_with_ranks  # type: ignore[assignment]
+    subprocess_script._launch_process_observer = _end_with_ranks  # type: ignore[assignment,attr-defined]
     if hasattr(trainer.strategy, "_timeout"):
         trainer.strategy._timeout = TIMEOUT
 
