@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
 PATIENCE = 5.0  # seconds for the first answer: the hub's client alone would wait for minutes, or for ever
 

@@ -1,22 +1,51 @@
 """Shard files of a path, folder or glob pattern. No torch here: the command line imports it."""
 
 import glob
+import re
 from pathlib import Path
+
+from braceexpand import braceexpand
 
 from dds_train.errors import UserError
 
 
 def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
-    """Tar files of a file, a folder (hidden files aside) or a glob pattern, sorted.
+    """Tar files of a file, a folder (hidden files aside), a glob pattern or a range such as "shard-{000..012}.tar", sorted.
 
     Raises:
-        UserError: if there are none, or `spec` is a URL or a pipe.
+        UserError: if there are none, one of a range is missing, some are compressed, or `spec` is a URL or a pipe.
     """
     if str(spec).startswith("pipe:") or "://" in str(spec):
         raise UserError(f"{key}={spec}: not a local path; download the shards first")
     path = Path(spec).expanduser()
-    pattern = Path(glob.escape(str(path))) / "*.tar" if path.is_dir() else path
-    shards = [Path(shard) for shard in glob.glob(str(pattern), recursive=True)]
+    if path.is_dir():
+        found = [one for one in path.iterdir() if not one.name.startswith(".") and TAR.search(one.name)]
+        names = {one.name for one in found}
+        # A compressed shard beside itself, decompressed, has been taken care of.
+        shards = [one for one in found if one.suffix.lower() == ".tar" or TAR.sub(".tar", one.name) not in names]
+    else:
+        shards = [one for pattern in expanded(path) for one in matches(pattern, f"{key}={spec}")]
     if not shards:
         raise UserError(f"{key}={spec}: no shards (*.tar) there")
-    return sorted(shards)
+    compressed = [shard for shard in shards if TAR.search(shard.name) and shard.suffix.lower() != ".tar"]
+    if compressed:
+        raise UserError(f"{key}={spec}: {compressed[0].name} is compressed, and read by offset; decompress it first (gunzip)")
+    return sorted(set(shards))
+
+
+TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
+
+
+def expanded(path: Path) -> list[str]:
+    """The paths that a pattern with braces, as of webdataset, stands for; a file of that very name is itself."""
+    try:
+        return [str(path)] if path.exists() else list(braceexpand(str(path)))
+    except ValueError:  # braces that do not pair
+        return [str(path)]
+
+
+def matches(pattern: str, name: str) -> list[Path]:
+    found = [Path(pattern)] if Path(pattern).exists() else [Path(one) for one in glob.glob(pattern, recursive=True)]
+    if not found and not glob.has_magic(pattern):
+        raise UserError(f"{name}: no file {pattern}")
+    return found

@@ -16,6 +16,7 @@ from torch import nn
 from dds_train.diffusion.autoencoder import Autoencoder
 from dds_train.diffusion.families import FAMILIES, Family
 from dds_train.diffusion.frozen import Frozen
+from dds_train.diffusion.location import INDEX, fetched_folder, local_folder
 from dds_train.diffusion.part_files import (
     TOKENIZER_CONFIG,
     find_weights,
@@ -26,7 +27,6 @@ from dds_train.diffusion.part_files import (
 )
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
-from dds_train.diffusion.location import INDEX, fetched_folder, local_folder
 from dds_train.distillation.noise import PREDICTION_TYPES, NoiseSchedule
 from dds_train.errors import UserError
 from dds_train.runs.digest import digest
@@ -156,7 +156,7 @@ class DiffusionCheckpoint:
         prediction = config.get("prediction_type", "epsilon")
         if names - SCHEDULERS or prediction not in PREDICTION_TYPES or config.get("use_flow_sigmas"):
             raise self._refusal(
-                f"its scheduler is {' or '.join(sorted(names))} for prediction type {prediction}; {self.family.name} needs one of "
+                f"its scheduler is {' or '.join(sorted(names))} for prediction type {prediction}; {self.family.name} needs "
                 f"{', '.join(sorted(SCHEDULERS))}, without flow matching"
             )
         return self._load("scheduler", DDIMScheduler)
@@ -209,10 +209,16 @@ class DiffusionCheckpoint:
         except Exception as error:  # whatever the two libraries raise for files that they cannot read
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._refusal(f"{part} does not load: {reason}") from error
-        for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has in other sizes"), ("unexpected_keys", "has besides")):
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
-            if names:
-                raise self._refusal(f"{part} is not of class {of.__name__}: it {problem} {len(names)} weights, such as {names[0]}")
+        for kind, problem in (
+            ("missing_keys", "lacks"),
+            ("mismatched_keys", "has in other sizes"),
+            ("unexpected_keys", "has besides"),
+        ):
+            keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
+            if keys:
+                raise self._refusal(
+                    f"{part} is not of class {of.__name__}: it {problem} {len(keys)} weights, such as {keys[0]}"
+                )
         return network
 
     def _refusal(self, problem: str) -> UserError:

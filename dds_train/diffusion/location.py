@@ -34,7 +34,9 @@ def local_folder(path: str) -> Path | None:
     if not HUB_ID.fullmatch(path):
         raise UserError(f"teacher.path={path}: no such folder, and not a hub id such as owner/name")
     if folder.parent.is_dir():
-        raise UserError(f"teacher.path={path}: no such folder ({folder.parent} has none of that name), so it is taken for no hub id")
+        raise UserError(
+            f"teacher.path={path}: no such folder ({folder.parent} has none of that name), so it is taken for no hub id"
+        )
     return None
 
 

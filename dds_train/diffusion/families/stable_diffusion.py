@@ -30,7 +30,9 @@ def check(unet: Config, vae: Config, text_encoder: Config) -> None:
             "inpainting and InstructPix2Pix checkpoints are not supported"
         )
     if not unet["sample_size"]:
-        raise ValueError('its unet/config.json has no sample_size: add the side of its latents, such as "sample_size": 64 (512 pixels)')
+        raise ValueError(
+            'its unet/config.json has no sample_size: add the side of its latents, such as "sample_size": 64 (512 pixels)'
+        )
     extra = [key for key in EXTRA_INPUTS if unet.get(key) is not None]
     if extra:
         raise ValueError(f"its UNet has inputs besides latent, timestep and prompt ({extra[0]}={unet[extra[0]]})")
