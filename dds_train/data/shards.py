@@ -203,8 +203,8 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; delete it and run the same synthesize command again, which writes it") from error
     raise UserError(
-        f"{path}: of format {manifest['format']!r}, this dds_train reads {' and '.join(map(str, READABLE))}; upgrade dds_train, "
-        "or delete the file if it is another program's"
+        f"{path}: of format {manifest['format']!r}, this dds_train reads {' and '.join(map(str, READABLE))}; "
+        "upgrade dds_train, or delete the file if it is another program's"
     )
 
 

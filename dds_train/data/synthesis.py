@@ -246,7 +246,7 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
         "left_out": len(recipe.prompts) - len(source.samples),
         "shards": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths],
         "teacher": {
-            "path": checkpoint.path,
+            "path": checkpoint.origin,
             "vae": checkpoint.digest("vae", up_to_half=True),
             "text": checkpoint.digest("text", up_to_half=True),
             "denoiser": checkpoint.digest("denoiser", "scheduler", up_to_half=True),

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,12 @@ class DiffusionCheckpoint:
             supported = ", ".join(f"{family.name} ({known})" for known, family in FAMILIES.items())
             raise UserError(f"teacher.path={self.path}: checkpoints of {name} are not supported; supported: {supported}")
         return FAMILIES[name]
+
+    @property
+    def origin(self) -> str:
+        """What finds it again, from any folder: "bundled", a hub id, or an absolute path."""
+        folder = os.path.abspath(os.path.expanduser(self.path))
+        return folder if self.path != "bundled" and os.path.isdir(folder) else self.path
 
     def teacher(self) -> Teacher:
         return self._once("teacher", self._load_teacher)
@@ -264,13 +271,15 @@ class DiffusionCheckpoint:
         of = DDIMScheduler if folder.name == "scheduler" else self._class(folder.name)
         config = self._config(folder.name, of)
         plain = {key: value for key, value in config.items() if key[0] != "_" and key not in UNIMPORTANT}
-        return plain if folder.name == "scheduler" else [plain, weights_digests(folder)[kind]]
+        if folder.name == "scheduler":
+            return plain
+        return [plain, self._once(f"weights of {folder.name}", lambda: weights_digests(folder))[kind]]
 
     def _folder(self, *parts: str) -> Path:
         """The local folder that holds `parts` and all configurations; of a hub's repository nothing else is fetched."""
         if self.path == "bundled":
             return BUNDLED
-        local = self._once("folder", lambda: self._local_folder())
+        local = self._once("folder", self._local_folder)
         return local or self._once(f"folder of {parts}", lambda: fetched_folder(self.path, parts))
 
     def _local_folder(self) -> Path | None:

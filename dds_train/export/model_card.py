@@ -9,7 +9,7 @@ import yaml
 
 from dds_train.errors import UserError
 from dds_train.evaluation.tables import table_of_translators
-from dds_train.translator import TranslatorConfig
+from dds_train.translator import TranslatorConfig, find_translator
 
 USAGE = {
     "safetensors": "    python -m dds_train predict ckpt=THIS_FOLDER image=cat.png",
@@ -53,7 +53,8 @@ pairs.""",
 
 def training_notes(ckpt: Path) -> list[str]:
     """Data, length and last validation of the run that wrote `ckpt`, from its folder's files if they are still there."""
-    folder = ckpt.resolve().parent if ckpt.is_dir() else ckpt.resolve().parents[1]
+    ckpt = find_translator(ckpt).resolve()
+    folder = ckpt.parent if ckpt.is_dir() else ckpt.parents[1]
     notes = []
     if (folder / "config.yaml").is_file():
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

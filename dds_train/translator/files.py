@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from dds_train.errors import UserError
 from dds_train.runs.digest import file_digest
 from dds_train.runs.files import atomic_write
 from dds_train.translator.kinds import make_translator
+from dds_train.translator.location import CONFIG, WEIGHTS, find_teacher, find_translator
 from dds_train.translator.task import Task, tasks_from
 
 FORMAT = 3
-WEIGHTS = "translator.safetensors"
 CONFIG_KEY = "translator_config"  # of a training checkpoint
 PREFIX = "translator."  # of the translator's weights in a training checkpoint
 
@@ -29,8 +29,9 @@ class TranslatorConfig:
     """Tasks, teacher and architecture of a translator. Plain data: it is written to config.json and into checkpoints."""
 
     tasks: dict[str, Task]  # by name
-    teacher: str  # path or hub id of the checkpoint whose VAE and text encoder it works with
+    teacher: str  # absolute path or hub id of the checkpoint whose VAE and text encoder it works with
     translator: dict[str, Any]  # its `config`
+    teacher_weights: dict[str, str] = field(default_factory=dict)  # part -> digest up to half precision; see `location`
     format: int = FORMAT
     version: str = __version__  # of dds_train, which wrote it
 
@@ -49,6 +50,16 @@ class TranslatorConfig:
                 f"this is dds_train {__version__}, which reads format {FORMAT}: {remedy}"
             )
         return cls(**{**plain, "tasks": tasks_from(plain["tasks"])})
+
+    def find_teacher(self, ckpt: Path) -> str:
+        """Path or hub id at which the teacher is now; `ckpt` is this translator's own path.
+
+        Raises:
+            UserError: if it is not found, or its weights have changed.
+        """
+        parts = ("vae", "text", *(["denoiser"] if self.translator.get("kind") == "lora" else []))
+        weights = {part: self.teacher_weights[part] for part in parts if part in self.teacher_weights}
+        return find_teacher(self.teacher, weights, ckpt)
 
     def choose(self, task: str | None) -> Task:
         """The task of that name; None means the only one there is.
@@ -85,7 +96,7 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
         UserError: if there is no such file, or it is not a translator of dds_train.
     """
     config, weights = read_config(path), read_weights(path)
-    teacher = checkpoint or DiffusionCheckpoint(config.teacher)
+    teacher = checkpoint or DiffusionCheckpoint(config.find_teacher(path))
     try:
         # A denoiser of its own: adapters must not reach one that others use.
         translator = make_translator(config.translator, teacher.load_denoiser, teacher.family)
@@ -103,9 +114,10 @@ def read_config(path: Path) -> TranslatorConfig:
     Raises:
         UserError: as `load_translator`.
     """
+    path = find_translator(path)
     if path.is_dir():
         try:
-            plain = json.loads((path / "config.json").read_text())
+            plain = json.loads((path / CONFIG).read_text())
         except FileNotFoundError as error:
             raise UserError(f"ckpt={path}: not a translator folder, which has config.json and {WEIGHTS}") from error
         except (OSError, ValueError) as error:
@@ -126,6 +138,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: as `load_translator`.
     """
+    path = find_translator(path)
     if not path.is_dir():
         state = _read_checkpoint(path)["state_dict"]
         return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
@@ -143,17 +156,18 @@ def read_step(path: Path) -> int:
     Raises:
         UserError: as `load_translator`.
     """
-    return int(_read_checkpoint(path).get("global_step", 0))
+    return int(_read_checkpoint(find_translator(path)).get("global_step", 0))
 
 
 def weights_digest(path: Path) -> str:
     """The identity of the weights of an exported folder or a training checkpoint."""
+    path = find_translator(path)
     return file_digest(path / WEIGHTS if path.is_dir() else path)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise UserError(f"ckpt={path}: no such file or folder; give a .ckpt of fit or its translator/ folder")
+        raise UserError(f"ckpt={path}: no such file or folder; give the folder of a run or translator, or a .ckpt of fit")
     try:
         # Mapped: of weights and optimiser state nothing is read until it is used.
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
