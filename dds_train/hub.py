@@ -35,15 +35,16 @@ def cached_snapshot(repository: str) -> Path | None:
         return None
 
 
-def fetch(repository: str, choose: Callable[[Collection[str]], list[str]]) -> Path:
-    """The folder of a repository with the files that `choose` takes from the names of all.
+def fetch(repository: str, what: str, choose: Callable[[Collection[str]], list[str]]) -> Path:
+    """The folder of a repository with the files that `choose` takes from the names of all; `what` says which.
 
     Raises:
         OSError, or another error of the hub's client, if it does not deliver.
     """
-    print(f"fetching {repository} from {endpoint()}", flush=True)
+    print(f"fetching {repository} ({what}) from {endpoint()}", flush=True)
     if not reachable():
         raise ConnectionError("the hub does not answer" if "HF_HUB_OFFLINE" not in os.environ else "HF_HUB_OFFLINE is set")
     info = HfApi(endpoint=endpoint()).model_info(repository, timeout=PATIENCE)
     chosen = choose([file.rfilename for file in info.siblings or ()])
-    return Path(snapshot_download(repository, revision=info.sha, allow_patterns=chosen, endpoint=endpoint()))
+    # Without a revision: the cache then knows which snapshot is the current one.
+    return Path(snapshot_download(repository, allow_patterns=chosen, endpoint=endpoint()))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from fake_hub import fake_hub
+from fake_hub import SHA, fake_hub
 
 from dds_train import hub
 from dds_train.diffusion import DiffusionCheckpoint
@@ -69,7 +69,7 @@ def test_a_silent_hub_is_given_up_after_the_first_line(capsys: pytest.CaptureFix
     with pytest.raises(UserError, match=r"the hub did not deliver it \(the hub does not answer\); .*hf download owner/name"):
         DiffusionCheckpoint("owner/name").teacher()
     assert time.monotonic() - began < 2
-    assert "fetching owner/name from http://127.0.0.1:" in capsys.readouterr().out
+    assert "fetching owner/name (configurations) from http://127.0.0.1:" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("silent")
@@ -112,7 +112,7 @@ def test_of_a_repository_what_is_loaded_is_fetched(
     ]
     chosen: list[str] = []
 
-    def fetch(repository: str, choose: Callable[[list[str]], list[str]]) -> Path:
+    def fetch(repository: str, what: str, choose: Callable[[list[str]], list[str]]) -> Path:
         chosen[:] = choose(names)
         return tiny("epsilon")
 
@@ -134,3 +134,21 @@ def test_of_a_repository_what_is_loaded_is_fetched(
         "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
         "unet/diffusion_pytorch_model-00002-of-00002.fp16.safetensors",
     }
+
+
+def test_a_repository_is_fetched_once(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {path.relative_to(tiny("epsilon")).as_posix(): path for path in tiny("epsilon").rglob("*") if path.is_file()}
+    with fake_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        server.repos["owner/name"] = {name: path.read_bytes() for name, path in files.items()}
+        for _ in range(2):
+            DiffusionCheckpoint("owner/name").autoencoder()
+        said = [f"fetching owner/name ({what}) from {server.url}\n" for what in ("configurations", "vae")]
+        assert capsys.readouterr().out == "".join(said)
+        weights = {path.partition("?")[0].rpartition("/resolve/")[2] for path in server.asked if "safetensors" in path}
+        assert weights == {f"{SHA}/vae/diffusion_pytorch_model.safetensors"}
+        server.repos["owner/lora"] = {"README.md": b""}
+        with pytest.raises(UserError, match=r"teacher.path=owner/lora: no model_index\.json in that repository"):
+            DiffusionCheckpoint("owner/lora").autoencoder()

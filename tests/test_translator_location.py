@@ -144,7 +144,7 @@ def test_hub_ids_are_asked_for_last_and_paths_never(
 ) -> None:
     asked: list[str] = []
 
-    def fetch(repository: str, choose: object) -> Path:
+    def fetch(repository: str, what: str, choose: object) -> Path:
         asked.append(repository)
         return tmp_path / "home" / "kept"
 

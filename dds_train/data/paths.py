@@ -24,7 +24,11 @@ def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
         # A compressed shard beside itself, decompressed, has been taken care of.
         shards = [one for one in found if one.suffix.lower() == ".tar" or TAR.sub(".tar", one.name) not in names]
     else:
-        shards = [one for pattern in expanded(path) for one in matches(pattern, f"{key}={spec}")]
+        patterns = expanded(path)
+        shards = [one for pattern in patterns for one in matches(pattern)]
+        gaps = [pattern for pattern in patterns if not matches(pattern)]
+        if shards and gaps:
+            raise UserError(f"{key}={spec}: no file {gaps[0]}")
     if not shards:
         raise UserError(f"{key}={spec}: no shards (*.tar) there")
     compressed = [shard for shard in shards if TAR.search(shard.name) and shard.suffix.lower() != ".tar"]
@@ -44,8 +48,5 @@ def expanded(path: Path) -> list[str]:
         return [str(path)]
 
 
-def matches(pattern: str, name: str) -> list[Path]:
-    found = [Path(pattern)] if Path(pattern).exists() else [Path(one) for one in glob.glob(pattern, recursive=True)]
-    if not found and not glob.has_magic(pattern):
-        raise UserError(f"{name}: no file {pattern}")
-    return found
+def matches(pattern: str) -> list[Path]:
+    return [Path(pattern)] if Path(pattern).exists() else [Path(one) for one in glob.glob(pattern, recursive=True)]

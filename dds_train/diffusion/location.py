@@ -58,7 +58,7 @@ def fetched_folder(repository: str, parts: Collection[str]) -> Path:
         return chosen
 
     try:
-        return hub.fetch(repository, choose)
+        fetched = hub.fetch(repository, ", ".join(parts) or "configurations", choose)
     except Exception as error:  # whatever the hub's client raises when it cannot deliver
         reason = (str(error).splitlines() or [""])[0] if isinstance(error, ConnectionError) else type(error).__name__
         raise UserError(
@@ -66,3 +66,6 @@ def fetched_folder(repository: str, parts: Collection[str]) -> Path:
             f"({reason}); download it where there is a network (hf download {repository} --local-dir DIR) and give "
             "teacher.path=DIR"
         ) from error
+    if not (fetched / INDEX).is_file():
+        raise UserError(f"teacher.path={repository}: no {INDEX} in that repository; give one in diffusers' layout")
+    return fetched

@@ -167,7 +167,7 @@ def weights_digest(path: Path) -> str:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise UserError(f"ckpt={path}: no such file or folder; give the folder of a run or translator, or a .ckpt of fit")
+        raise UserError(f"ckpt={path}: no such file or folder; give a .ckpt of fit, or the folder of a run or a translator")
     try:
         # Mapped: of weights and optimiser state nothing is read until it is used.
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
