@@ -373,9 +373,26 @@ def test_what_looks_like_a_path_is_never_sent_to_a_hub(tmp_path: Path, monkeypat
         refusal(DiffusionCheckpoint(path).teacher)
 
 
-def test_files_that_are_no_json_are_refused(folder: Path) -> None:
-    (folder / "model_index.json").write_text("{")
-    assert "model_index.json" in refusal(DiffusionCheckpoint(str(folder)).teacher)
+@pytest.mark.parametrize("content", ["{", "[]", "3", "[" * 10**5])
+def test_files_that_are_no_json_are_refused(folder: Path, content: str) -> None:
+    for name in ("text_encoder/config.json", "unet/config.json", "model_index.json"):
+        (folder / name).write_text(content)
+        assert name in refusal(DiffusionCheckpoint(str(folder)).teacher)
+
+
+@pytest.mark.parametrize("change", [{"unet": None}, {"unet": ["diffusers", "Nope"]}, {"vae": 3}, {"text_encoder": []}])
+def test_an_index_without_a_class_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    edit_json(folder / "model_index.json", **change)
+    (folder / "unet" / "config.json").write_text((folder / "unet" / "config.json").read_text().replace('"_class_name"', '"_"'))
+    assert f"names no class of diffusers or transformers for {next(iter(change))}" in refusal(
+        DiffusionCheckpoint(str(folder)).teacher
+    )
+
+
+def test_a_text_encoders_configuration_that_makes_no_sense_is_refused(folder: Path) -> None:
+    edit_json(folder / "text_encoder" / "config.json", num_attention_heads="many")
+    for load in (DiffusionCheckpoint(str(folder)).teacher, DiffusionCheckpoint(str(folder)).digest):
+        assert "text_encoder/config.json: " in refusal(load)
 
 
 def test_a_hub_that_cannot_be_reached_is_refused_with_the_command_that_downloads(monkeypatch: pytest.MonkeyPatch) -> None:

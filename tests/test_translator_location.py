@@ -138,6 +138,13 @@ def test_only_translators_on_the_denoiser_ask_for_its_weights(run: Path) -> None
         dataclasses.replace(config, translator={"kind": "lora"}).find_teacher(run)
 
 
+def test_a_hub_caches_folder_is_remembered_and_found(run: Path) -> None:
+    cache = Path.cwd() / "models--owner--name"
+    shutil.copytree("models/sd", cache / "snapshots" / "abc")
+    write(run / "translator", **remembered(DiffusionCheckpoint("models--owner--name")))
+    assert teacher_of(run / "translator") == str(cache)
+
+
 @pytest.mark.parametrize("teacher", ["models/sd", "owner/name"])
 def test_hub_ids_are_asked_for_last_and_paths_never(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str

@@ -237,7 +237,8 @@ class DiffusionCheckpoint:
 
     @property
     def _text_parts(self) -> list[str]:
-        return [name for name, value in self._index.items() if name.startswith(TEXT) and value[0] is not None]
+        known = [name for name, value in self._index.items() if isinstance(value, list) and value[:1] not in ([], [None])]
+        return [name for name in known if name.startswith(TEXT)]
 
     def _class(self, part: str) -> Any:
         """The class of a part; of diffusers' networks the one that their own configuration names."""
@@ -245,9 +246,9 @@ class DiffusionCheckpoint:
             library, name = self._index[part]
             own = read_json(self._folder() / part / "config.json").get("_class_name") if library == "diffusers" else None
             return getattr(LIBRARIES[library], own or name)
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
             known = " or ".join(LIBRARIES)
             raise self._refusal(f"model_index.json names no class of {known} for {part}: {self._index.get(part)}") from error
 
@@ -256,7 +257,10 @@ class DiffusionCheckpoint:
         of = of or self._class(part)
         config = read_json(self._folder() / part / getattr(of, "config_name", "config.json"))
         if issubclass(of, transformers.PreTrainedModel):
-            return {**of.config_class.from_dict(config).to_dict(), **config}
+            try:
+                return {**of.config_class.from_dict(config).to_dict(), **config}
+            except Exception as error:  # of the library's own kinds
+                raise self._refusal(f"{part}/config.json: {' '.join(str(error).split())}") from error
         parameters = inspect.signature(of).parameters.values()
         return {**{one.name: one.default for one in parameters if one.default is not one.empty}, **config}
 

@@ -98,8 +98,10 @@ def weights_digests(folder: Path) -> dict[str, list[str]]:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError("it has no keys")
         return result
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"teacher: {path} cannot be read as JSON: {error}") from error
 
 

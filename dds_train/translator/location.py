@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.location import HUB_ID
+from dds_train.diffusion.location import HUB_ID, local_folder
 from dds_train.errors import UserError
 
 WEIGHTS = "translator.safetensors"
@@ -77,9 +77,16 @@ def _places(teacher: str, ckpt: Path, known: bool) -> Iterator[str]:
     path = Path(teacher).expanduser()
     tails = [path, *(Path(*path.parts[start:]) for start in range(1, len(path.parts) if known else 1))]
     roots = [Path.cwd(), *ckpt.absolute().parents]
-    found = [root / tail for tail in tails for root in roots if (root / tail / "model_index.json").is_file()]
+    found = [root / tail for tail in tails for root in roots if _is_checkpoint(root / tail)]
     yield from dict.fromkeys(str(one) for one in found)
     if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", teacher):
         yield f"{cached[1]}/{cached[2]}"
     elif HUB_ID.fullmatch(teacher) and not found:
         yield teacher
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and local_folder(str(folder)) is not None
+    except UserError:
+        return False
