@@ -299,7 +299,8 @@ def test_a_hub_caches_folder_is_its_newest_snapshot(folder: Path, tmp_path: Path
     for age, name in enumerate(("newest", "older", "oldest")):
         shutil.copytree(folder, cache / "snapshots" / name)
         os.utime(cache / "snapshots" / name, (1e9 - age, 1e9 - age))
-    edit_json(cache / "snapshots" / "older" / "unet" / "config.json", in_channels=9)
+    for other in ("older", "oldest"):
+        edit_json(cache / "snapshots" / other / "unet" / "config.json", in_channels=9)
     (cache / "snapshots" / "empty").mkdir()
     assert DiffusionCheckpoint(str(cache)).teacher().latent_shape == (4, 8, 8)
     assert "no model_index.json" in refusal(DiffusionCheckpoint(str(cache / "snapshots")).teacher)
