@@ -1,19 +1,23 @@
-"""A model hub on this machine that takes uploads: as much of its protocol as the client's upload_folder speaks."""
+"""A model hub on this machine: as much of its protocol as the client's upload_folder and snapshot_download speak."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from urllib.parse import unquote
 
 TOKEN = "hf_test"
+SHA = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, bytes]] = {}  # name -> path -> content
+        self.asked: list[str] = []  # paths of requests
 
     @property
     def url(self) -> str:
@@ -47,15 +51,27 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(404, {"error": self.path})
 
     def do_GET(self) -> None:
-        self.answer(200, {"id": "/".join(self.path.split("/")[3:5]), "siblings": [], "sha": "abc"})
+        self.server.asked.append(self.path)
+        parts = self.path.partition("?")[0].split("/")
+        files = self.server.repos.get("/".join(parts[3:5] if parts[1] == "api" else parts[1:3]), {})
+        if "/resolve/" in self.path:
+            return self.answer(200, files[unquote("/".join(parts[5:]))])
+        if "/tree/" in self.path:
+            return self.answer(200, [{"type": "file", "path": path, "size": len(files[path]), "oid": path} for path in files])
+        return self.answer(200, {"id": "/".join(parts[3:5]), "siblings": [{"rfilename": path} for path in files], "sha": SHA})
 
-    def answer(self, status: int, content: dict[str, object]) -> None:
-        body = json.dumps(content).encode()
+    do_HEAD = do_GET
+
+    def answer(self, status: int, content: dict[str, object] | list[dict[str, object]] | bytes) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", SHA)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
         pass

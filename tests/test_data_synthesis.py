@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dds_train.data import synthesis
 from dds_train.data.prompts import fill_all
 from dds_train.data.shards import ShardSource
 from dds_train.data.synthesis import Recipe, image_seed, recipe_for, synthesize, verify
@@ -162,3 +165,94 @@ def test_filtered_by_clip(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> No
     assert [s["json"]["seed"] for s in samples] == [image_seed(r, i, 1 if i == 0 else 0) for i in (0, 1, 2, 3, 5, 6)]
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
     assert (manifest["samples"], manifest["left_out"]) == (6, 1)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("score", [None, lambda images, prompts: [float(image.mean() > -0.1) for image in images]])
+def test_a_kill_loses_one_batch_and_changes_no_bit(
+    checkpoint: DiffusionCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: Any
+) -> None:
+    r = recipe(checkpoint, per_shard=100, **({"score": "test", "least": 0.5, "tries": 3} if score else {}))
+    sampled: list[int] = []
+    sample = synthesis.sample_images
+
+    def counting(checkpoint: DiffusionCheckpoint, r: Recipe, prompts: list[str], seeds: list[int]) -> Any:
+        if len(sampled) >= limit:
+            raise Killed
+        sampled.extend(seeds)
+        return sample(checkpoint, r, prompts, seeds)
+
+    monkeypatch.setattr(synthesis, "sample_images", counting)
+    limit = 1000
+    synthesize(checkpoint, r, tmp_path / "whole", batch_size=2, score=score)
+    expected = list(sampled)
+    sampled.clear()
+    limit = 6
+    with pytest.raises(Killed):
+        synthesize(checkpoint, r, tmp_path / "killed", batch_size=2, score=score)
+    limit = 1000
+    synthesize(checkpoint, r, tmp_path / "killed", batch_size=2, score=score)
+    assert sampled == expected
+    for name in (*r.shards, "manifest.json", "preview.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "killed" / ".work").exists()
+
+
+def test_kept_images_are_used_by_batches_of_another_size_and_by_this_recipe_alone(
+    checkpoint: DiffusionCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, sampled = synthesis.sample_images, []
+
+    def dying(*arguments: Any) -> Any:
+        if sampled:
+            raise Killed
+        sampled.append(len(arguments[3]))
+        return sample(*arguments)
+
+    monkeypatch.setattr(synthesis, "sample_images", dying)
+    with pytest.raises(Killed):
+        synthesize(checkpoint, recipe(checkpoint, per_shard=7), tmp_path, batch_size=3)
+    (work,) = (tmp_path / ".work").iterdir()
+    (work / "1.safetensors").write_bytes(b"cut")
+
+    def counting(*arguments: Any) -> Any:
+        sampled.append(len(arguments[3]))
+        return sample(*arguments)
+
+    monkeypatch.setattr(synthesis, "sample_images", counting)
+    shutil.copytree(tmp_path, tmp_path / "other")
+    synthesize(checkpoint, recipe(checkpoint, per_shard=7), tmp_path, batch_size=4)
+    assert sampled == [3, 1, 3]
+    sampled.clear()
+    # Of a run without results, whose settings do not count.
+    synthesize(checkpoint, recipe(checkpoint, per_shard=7, seed=1), tmp_path / "other", batch_size=4)
+    assert sampled == [4, 3]
+
+
+def test_a_newer_manifest_is_not_overwritten(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    synthesize(checkpoint, recipe(checkpoint), tmp_path, batch_size=3)
+    manifest = tmp_path / "manifest.json"
+    newer = json.dumps({**json.loads(manifest.read_text()), "format": 99})
+    manifest.write_text(newer)
+    (tmp_path / "shard-00001.tar").unlink()
+    with pytest.raises(UserError, match="of format 99"):
+        synthesize(checkpoint, recipe(checkpoint), tmp_path, batch_size=3)
+    assert manifest.read_text() == newer
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_copies_of_the_teacher_take_its_shards(tiny: Callable[[str], Path], tmp_path: Path, format: int) -> None:
+    checkpoint = DiffusionCheckpoint(str(tiny("epsilon")))
+    synthesize(checkpoint, recipe(checkpoint), tmp_path / "d", batch_size=7)
+    copy = shutil.copytree(checkpoint.path, tmp_path / "copy")
+    for path in copy.rglob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+        path.with_name(".DS_Store").touch()
+    if format == 1:  # whose digests were of files
+        manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+        teacher = {**manifest["teacher"], "vae": "0" * 64, "text": "0" * 64}
+        (tmp_path / "d" / "manifest.json").write_text(json.dumps({**manifest, "format": 1, "teacher": teacher}))
+    ShardSource(str(tmp_path / "d"), DiffusionCheckpoint(str(copy))).prepare()

@@ -21,7 +21,7 @@ from dds_train.training.sentinels import Sentinels
 from dds_train.training.summary import summary
 from dds_train.training.tasks import embed_tasks
 from dds_train.training.trainer import check_precision, make_trainer, train
-from dds_train.translator import TranslatorConfig, make_tasks, make_translator
+from dds_train.translator import TranslatorConfig, make_tasks, make_translator, remembered
 
 TRAINER = {"ema", "max_bad_fraction", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "best"}
 
@@ -72,7 +72,7 @@ def run(config: FitConfig) -> None:
             optimizer=optimizer,
             scheduler=scheduler,
             seed=config.seed,
-            translator_config=TranslatorConfig(tasks=tasks, teacher=checkpoint.path, translator=translator.config),
+            translator_config=TranslatorConfig(tasks=tasks, translator=translator.config, **remembered(checkpoint)),
         )
         shown = (config.preview, config.preview_every, config.validation.count, config.validation.source)
         previews = make_previews(record.folder / "previews", source, data, checkpoint, tasks, *shown)

@@ -4,12 +4,15 @@ A shard is a tar file whose members come in groups, "000042.png" and "000042.jso
 are read; nothing is unpickled, nothing runs a shell.
 """
 
+import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from dds_train.data.paths import find_shards
-from dds_train.data.source import Sample, image_size
+from dds_train.data.source import Sample, StorageError, image_size
 from dds_train.data.tar_index import OpenFiles, ShardSample, scan_shard
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
@@ -29,7 +32,10 @@ LATENT = "z.npy"
 IMAGES = ("png", "jpg", "jpeg", "webp")
 MANIFEST = "manifest.json"
 TABLE = "prompts.safetensors"
-FORMAT = 1  # of the manifest
+FORMAT = 2  # of the manifest
+READABLE = (1, FORMAT)  # whose digests of teachers differ
+CAPTIONS = ("prompt", "caption", "text")  # keys of a .json
+LOOKED_AT = 32  # latents whose most common shape is that of the data set
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class LinearPreview:
 
 
 class ShardSource:
-    """Samples of WebDataset shards: latents (NAME.z.npy) if all samples have them, else images, cropped to `size`.
+    """Samples of WebDataset shards: latents (NAME.z.npy) if most samples have them, else images, cropped to `size`.
+
+    Samples without what the others have, and those lost where a shard is damaged, are in the data set as bad ones.
 
     Args:
         path: a folder of *.tar, a glob pattern, or a list of these.
@@ -74,8 +82,20 @@ class ShardSource:
         if not self.samples:
             reason = "; ".join(self.notes) or f"looked for .{LATENT} and .{', .'.join(IMAGES)}"
             raise UserError(f"data.path={path}: no samples in these shards ({reason})")
-        self.latents = latents and all(LATENT in sample.members for sample in self.samples)
+        with_latents = sum(LATENT in sample.members for sample in self.samples)
+        self.latents = latents and 2 * with_latents > len(self.samples)
+        if latents and 0 < with_latents < len(self.samples):
+            remedy = "and are left out; data.latents=false trains on images" if self.latents else "so images are trained on"
+            self.notes.append(f"{len(self.samples) - with_latents} of {len(self.samples)} samples have no .{LATENT}, {remedy}")
         self.size = 0 if self.latents else image_size(checkpoint, size)
+        # A damaged shard is taken to have had as many samples as the largest of the others.
+        usual = max((len(samples) for samples, note in scanned if not note), default=0)
+        self.lost = [
+            f"{shard.name}, sample {number + 1}: lost ({note})"
+            for shard, (samples, note) in zip(self.shards, scanned, strict=True)
+            for number in range(len(samples), max(usual, len(samples) + 1) if note else 0)
+        ]
+        self._without_caption: dict[int, str] = {}  # index -> why; filled by `captions`
 
     def prepare(self) -> None:
         for note in self.notes:
@@ -87,13 +107,23 @@ class ShardSource:
 
     @cached_property
     def captions(self) -> list[str]:
-        """The caption of each sample: NAME.json's "prompt", or NAME.txt.
+        """The caption of each sample: the prompt or caption of NAME.json, or NAME.txt. A sample without becomes a bad one.
 
         Raises:
-            UserError: naming the first sample that has none.
+            UserError: if no sample has one.
         """
-        dataset = self.dataset()
-        return [dataset.caption(sample) for sample in self.samples]
+        dataset, captions = self.dataset(), []
+        for index, sample in enumerate(self.samples):
+            try:
+                captions.append(dataset.caption(sample))
+            except StorageError:
+                raise
+            except UserError as error:
+                captions.append("")
+                self._without_caption[index] = str(error)
+        if len(self._without_caption) == len(captions):
+            raise UserError(self._without_caption[0])
+        return captions
 
     @property
     def prompts(self) -> PromptTable | None:
@@ -108,13 +138,25 @@ class ShardSource:
         return LinearPreview(torch.tensor(self.manifest["colours"]), self.manifest["image"][-1] // self.manifest["latents"][-1])
 
     def dataset(self) -> "ShardDataset":
-        return ShardDataset(self.samples, self.latents, self.size)
+        return ShardDataset(self.samples, self.latents, self.size, self._latent_shape, self.lost, self._without_caption)
+
+    @cached_property
+    def _latent_shape(self) -> tuple[int, ...] | None:
+        if self.manifest:
+            return tuple(self.manifest["latents"])
+        dataset, shapes = ShardDataset(self.samples, True, 0), Counter[tuple[int, ...]]()
+        for index in range(0, len(self.samples), -(-len(self.samples) // LOOKED_AT)) if self.latents else ():
+            with contextlib.suppress(UserError):
+                shapes[tuple(dataset[index]["z"].shape)] += 1
+        return shapes.most_common(1)[0][0] if shapes else None
 
     def _check(self, part: str) -> None:
         assert self.manifest is not None
         made_by = self.manifest["teacher"]
+        if self.manifest["format"] != FORMAT:
+            return
         try:
-            digest = self.checkpoint.digest(part)
+            digest = self.checkpoint.digest(part, up_to_half=True)
         except UserError:
             return  # not on this disk, so there is nothing to compare with
         if made_by[part] != digest:
@@ -129,19 +171,11 @@ def read_shard_manifest(shards: Sequence[Path]) -> dict[str, Any] | None:
     """The manifest that `synthesize` wrote, if all shards are in one folder that has one.
 
     Raises:
-        UserError: if it is damaged, or a shard's size differs from it.
+        UserError: as `read_manifest`, or if a shard's size differs from it.
     """
     folders = {shard.parent for shard in shards}
-    path = next(iter(folders)) / MANIFEST
-    if len(folders) > 1 or not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged; delete it and run the same synthesize command again, which writes it") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return None  # of another program
-    sizes = {shard["name"]: shard["bytes"] for shard in manifest["shards"]}
+    manifest = read_manifest(next(iter(folders)) / MANIFEST) if len(folders) == 1 else None
+    sizes = {shard["name"]: shard["bytes"] for shard in manifest["shards"]} if manifest else {}
     for shard in shards:
         size = shard.stat().st_size
         if sizes.get(shard.name, size) != size:
@@ -152,47 +186,112 @@ def read_shard_manifest(shards: Sequence[Path]) -> dict[str, Any] | None:
     return manifest
 
 
-class ShardDataset(Dataset[Sample]):
-    """Samples as tensors. Raises UserError for a damaged sample, StorageError if a shard cannot be read."""
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest of `synthesize`; None if there is none, or it is another program's.
 
-    def __init__(self, samples: Sequence[ShardSample], latents: bool, size: int) -> None:
-        self.samples, self.latents, self.size = samples, latents, size
+    Raises:
+        UserError: if it is damaged, or of an unknown format.
+    """
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or "format" not in manifest:
+            return None
+        if manifest["format"] in READABLE:
+            return {key: manifest[key] for key in ("format", "samples", "shards", "teacher", "latents", "image", "colours")}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged; delete it and run the same synthesize command again, which writes it") from error
+    raise UserError(
+        f"{path}: of format {manifest['format']!r}, this dds_train reads {' and '.join(map(str, READABLE))}; "
+        "upgrade dds_train, or delete the file if it is another program's"
+    )
+
+
+class ShardDataset(Dataset[Sample]):
+    """Samples as tensors. Raises UserError for a damaged sample, StorageError if a shard cannot be read.
+
+    Args:
+        shape: of all latents; others are damaged. None for any.
+        lost: reasons for samples that are in no shard any more, after the others.
+        bad: index -> reason, of samples that cannot be used; may grow until the data set is read.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[ShardSample],
+        latents: bool,
+        size: int,
+        shape: tuple[int, ...] | None = None,
+        lost: Sequence[str] = (),
+        bad: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        self.samples, self.latents, self.size, self.shape, self.lost, self.bad = samples, latents, size, shape, lost, bad
         self._files = OpenFiles()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.samples) + len(self.lost)
 
     def name(self, index: int) -> str:
         return self.samples[index].name
 
     def __getitem__(self, index: int) -> Sample:
+        if index >= len(self.samples):
+            raise UserError(self.lost[index - len(self.samples)])
+        if index in self.bad:
+            raise UserError(self.bad[index])
         sample = self.samples[index]
         caption = torch.tensor(index)
         if self.latents:
             content = self._read(sample, LATENT)
             try:
-                return {"z": decode_latent(content), "caption": caption}
+                z = decode_latent(content)
             except (ValueError, EOFError) as error:
                 raise UserError(f"{sample.name}: {str(error).splitlines()[0]}") from error
-        extension = next(extension for extension in IMAGES if extension in sample.members)
+            if z.shape != (self.shape or z.shape):
+                raise UserError(f"{sample.name}: a latent of shape {list(z.shape)}, most have {list(self.shape or ())}")
+            return {"z": z, "caption": caption}
+        extension = next((extension for extension in IMAGES if extension in sample.members), IMAGES[0])
         image = decode_image(io.BytesIO(self._read(sample, extension)), sample.name, 4 * self.size)
         return {"image": square_crop(image, self.size), "caption": caption}
 
     def caption(self, sample: ShardSample) -> str:
-        if "json" in sample.members:
-            try:
-                record = json.loads(self._read(sample, "json"))
-            except ValueError as error:
-                raise UserError(f"{sample.name}.json: not JSON ({error})") from error
-            if isinstance(record, dict) and isinstance(record.get("prompt"), str):
-                text: str = record["prompt"]
-                return text
-        if "txt" in sample.members:
-            return " ".join(self._read(sample, "txt").decode(errors="replace").split())
-        raise UserError(f"{sample.name}: no caption (.json with a prompt, or .txt), and a task has {{caption}} in its prompts")
+        """Raises UserError if there is none that can be read."""
+        problem = "no caption (.json with a prompt or caption, or .txt)"
+        for extension, read in (("json", caption_of_json), ("txt", caption_of_text)):
+            if extension in sample.members:
+                try:
+                    if text := read(self._read(sample, extension)):
+                        return text
+                except StorageError:
+                    raise
+                except (ValueError, RecursionError) as error:
+                    problem = f"no caption: .{extension} cannot be read ({str(error).splitlines()[0]})"
+        raise UserError(f"{sample.name}: {problem}, and a task has {{caption}} in its prompts")
 
     def _read(self, sample: ShardSample, extension: str) -> bytes:
+        if extension not in sample.members:
+            raise UserError(f"{sample.name}: has no .{extension}")
         return self._files.read(sample.shard, *sample.members[extension])
+
+
+def caption_of_json(content: bytes) -> str:
+    """A text under one of the keys `CAPTIONS`, or the first of a list there; empty if there is none.
+
+    Raises:
+        ValueError, RecursionError: if it is not JSON, or no text that UTF-8 can write.
+    """
+    record = json.loads(content)
+    values = [record.get(key) for key in CAPTIONS] if isinstance(record, dict) else [record]
+    texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    text: str = next((one for one in texts if isinstance(one, str) and one.strip()), "")
+    text.encode()
+    return text
+
+
+def caption_of_text(content: bytes) -> str:
+    """Raises ValueError if it is not UTF-8."""
+    return " ".join(content.decode("utf-8-sig").split())
 
 
 def decode_latent(content: bytes) -> Tensor:

@@ -5,12 +5,14 @@ DIR/prompts.safetensors   embeddings of all prompts
 DIR/manifest.json         checksums, digests of the teacher, sampling settings; written last, when all shards are complete
 DIR/preview.png           the first images
 DIR/record.jsonl          settings that determine the data set, and the shards that are complete
+DIR/.work/                batches of shards that are not complete, so that a kill loses one batch
 """
 
 import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dds_train.data.shards import FORMAT, LATENT, MANIFEST, TABLE, ShardSource
+from dds_train.data.kept_batches import KeptBatches
+from dds_train.data.shards import FORMAT, LATENT, MANIFEST, TABLE, ShardSource, read_manifest
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
@@ -35,6 +38,7 @@ from dds_train.runs.record import Record
 os.environ.setdefault("WDS_SECURE", "1")  # before the import: shards must not be able to run anything
 from webdataset.writer import TarWriter
 
+WORK = ".work"
 PREVIEW = 64  # images in preview.png
 # Images [B,3,H,W] in [-1,1] and their B prompts -> B scores of how well they match, larger is better.
 Score = Callable[[Tensor, Sequence[str]], Sequence[float]]
@@ -119,6 +123,7 @@ def claim(record: Record, recipe: Recipe) -> None:
     names = [path.name for path in record.folder.iterdir()] if record.folder.exists() else []  # before the record is looked for
     if not record.path.exists() and not all(name.startswith(".") for name in names):
         raise UserError(f"output_dir={record.folder}: not empty, and not a dds_train data set; take another folder")
+    read_manifest(record.folder / MANIFEST)  # a newer one is not overwritten
     record.claim(recipe.settings())
 
 
@@ -143,10 +148,12 @@ def _sample_missing(
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(["", *recipe.prompts]))}
     with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
         for number, name in missing:
+            kept = KeptBatches(folder / WORK / f"{name}-{key[:16]}")
             with atomic_write(folder / name, durable=True) as partial, partial.open("wb") as file:
                 tar = TarWriter(file, mtime=0, encoder=False)
-                _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar)
+                _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar, kept)
             record.add(name, key)
+            kept.remove()
 
 
 @torch.no_grad()
@@ -159,6 +166,7 @@ def _write_shard(
     batch_size: int,
     score: Score | None,
     bar: tqdm,
+    kept: KeptBatches,
 ) -> None:
     accepted: dict[int, dict[str, Any]] = {}
     queue = [(index, 0) for index in indices]
@@ -166,7 +174,12 @@ def _write_shard(
         batch, queue = queue[:batch_size], queue[batch_size:]
         prompts = [recipe.prompts[index] for index, _ in batch]
         seeds = [image_seed(recipe, index, attempt) for index, attempt in batch]
-        images, latents = sample_images(checkpoint, recipe, prompts, seeds)
+        # The queue depends on scores alone: after a kill it comes to the same batches.
+        fresh = [number for number, seed in enumerate(seeds) if seed not in kept]
+        if fresh:
+            some = [seeds[number] for number in fresh]
+            kept.keep(some, *sample_images(checkpoint, recipe, [prompts[number] for number in fresh], some))
+        images, latents = kept.load(seeds)
         scores: Sequence[float | None] = score(images, prompts) if score else [None] * len(batch)
         for (index, attempt), seed, image, z, value in zip(batch, seeds, images, latents, scores, strict=True):
             prompt = recipe.prompts[index]
@@ -233,10 +246,10 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
         "left_out": len(recipe.prompts) - len(source.samples),
         "shards": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths],
         "teacher": {
-            "path": checkpoint.path,
-            "vae": checkpoint.digest("vae"),
-            "text": checkpoint.digest("text"),
-            "denoiser": checkpoint.digest("denoiser", "scheduler"),
+            "path": checkpoint.origin,
+            "vae": checkpoint.digest("vae", up_to_half=True),
+            "text": checkpoint.digest("text", up_to_half=True),
+            "denoiser": checkpoint.digest("denoiser", "scheduler", up_to_half=True),
         },
         "latents": list(z.shape[1:]),
         "image": list(images.shape[1:]),
@@ -246,6 +259,7 @@ def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch
     }
     with atomic_write(folder / MANIFEST, durable=True) as partial:
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def colours(z: Tensor, images: Tensor) -> list[list[float]]:

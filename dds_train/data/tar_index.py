@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dds_train.data.source import unreadable
+from dds_train.errors import UserError
+
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 @dataclass
@@ -29,11 +32,15 @@ def scan_shard(shard: Path) -> tuple[list[ShardSample], str | None]:
 
     Raises:
         StorageError: if the file cannot be opened or read.
+        UserError: if it is compressed.
     """
     samples: dict[str, ShardSample] = {}
     end = 0
     try:
         size = shard.stat().st_size
+        with shard.open("rb") as file:
+            if file.read(6).startswith(COMPRESSED):
+                raise UserError(f"{shard}: compressed, and read by offset; decompress it first")
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -47,6 +54,8 @@ def scan_shard(shard: Path) -> tuple[list[ShardSample], str | None]:
                 samples.setdefault(key, ShardSample(shard, key)).members[extension.lower()] = (member.offset_data, member.size)
         if size < end + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("no end mark")
+    except UserError:
+        raise
     except (tarfile.TarError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a seek to where a damaged header points
             raise unreadable(error, str(shard)) from error

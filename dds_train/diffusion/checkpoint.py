@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,29 +14,30 @@ import transformers
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
-from dds_train import hub
 from dds_train.diffusion.autoencoder import Autoencoder
 from dds_train.diffusion.families import FAMILIES, Family
 from dds_train.diffusion.frozen import Frozen
+from dds_train.diffusion.location import INDEX, fetched_folder, local_folder
+from dds_train.diffusion.part_files import (
+    TOKENIZER_CONFIG,
+    find_weights,
+    has_vocabulary,
+    read_json,
+    refuse_pointers,
+    weights_digests,
+)
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
-from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
+from dds_train.distillation.noise import LEAST_SIGNAL, PREDICTION_TYPES, NoiseSchedule
 from dds_train.errors import UserError
-from dds_train.runs.digest import digest, file_digest
+from dds_train.runs.digest import digest
 
 BUNDLED = Path(__file__).parents[1] / "critters" / "teacher"
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 TEXT = ("tokenizer", "text_encoder")  # the folders that begin so
-# The files that from_pretrained reads. Of weights the first one that exists: safetensors before pickles.
-CONFIGS = ("config.json", "scheduler_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
-)  # fmt: skip
-WEIGHTS = (
-    "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
+# Samplers of one noise schedule, whose configurations DDIM reads: neither flow matching nor EDM's preconditioning.
+SCHEDULERS = set(DDIMScheduler._compatibles) - {"EDMEulerScheduler"}
+UNIMPORTANT = ("dtype", "torch_dtype", "transformers_version", "architectures")  # of configurations: differ between copies
 
 T = TypeVar("T")
 
@@ -67,6 +69,12 @@ class DiffusionCheckpoint:
             raise UserError(f"teacher.path={self.path}: checkpoints of {name} are not supported; supported: {supported}")
         return FAMILIES[name]
 
+    @property
+    def origin(self) -> str:
+        """What finds it again, from any folder: "bundled", a hub id, or an absolute path."""
+        folder = os.path.abspath(os.path.expanduser(self.path))
+        return folder if self.path != "bundled" and os.path.isdir(folder) else self.path
+
     def teacher(self) -> Teacher:
         return self._once("teacher", self._load_teacher)
 
@@ -83,24 +91,19 @@ class DiffusionCheckpoint:
 
     def load_denoiser(self) -> nn.Module:
         """A frozen denoising network of the caller's own, not the one that `teacher` returns."""
+        self._check()
         family = self.family
-        try:
-            # Training on latents and embedded prompts needs neither VAE nor text encoder.
-            others = (self._config(part) if (self._folder() / part).is_dir() else {} for part in ("vae", "text_encoder"))
-            family.check(self._config(family.denoiser), *others)
-        except ValueError as error:
-            raise UserError(f"teacher.path={self.path}: {error}; supported: {family.name}") from error
         result: nn.Module = Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network
         return result
 
     def sampler(self) -> DPMSolverMultistepScheduler:
         """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
-        config = self._load("scheduler", DDIMScheduler).config
+        config = self._scheduler().config
         return DPMSolverMultistepScheduler.from_config(config, prediction_type="epsilon", timestep_spacing="trailing")
 
     def ddim(self) -> DDIMScheduler:
         """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
-        config = self._load("scheduler", DDIMScheduler).config
+        config = self._scheduler().config
         return _with_signal(DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False))
 
     def ddim_inverse(self) -> DDIMInverseScheduler:
@@ -109,20 +112,27 @@ class DiffusionCheckpoint:
 
     def image_size(self) -> tuple[int, int]:
         """The side in pixels of the images it was trained on, and the VAE's pixels per latent. Loads no weights."""
+        self._check()
         factor = self.family.vae_factor(self._config("vae"))
         return max(self.family.shape(self._config(self.family.denoiser)).size) * factor, factor
 
-    def digest(self, *parts: str) -> str:
-        """The identity of what is loaded as `parts`: a digest of all bytes of the weights and of the configurations.
+    def digest(self, *parts: str, up_to_half: bool = False) -> str:
+        """The identity of what is loaded as `parts`: a digest of their weights, configurations and vocabularies.
+
+        It does not depend on the files' format, names and number, nor on files beside them.
 
         Args:
             parts: "denoiser", "text" (tokenizers and text encoders), "vae", "scheduler"; all of them by default.
+            up_to_half: a copy in half precision has the same identity.
+
+        Raises:
+            UserError: if they are not there, or cannot be read.
         """
         folders: list[str] = []
         for part in parts or ("denoiser", "vae", "text", "scheduler"):
             folders += [self.family.denoiser] if part == "denoiser" else self._text_parts if part == "text" else [part]
-        root = self._folder(*folders)
-        return digest({name: _part_digests(root / name) for name in folders})
+        root, kind = self._folder(*folders), "half" if up_to_half else "exact"
+        return digest({name: self._identity(root / name, kind) for name in folders})
 
     def _once(self, name: str, load: Callable[[], T]) -> T:
         if name not in self._loaded:
@@ -131,7 +141,7 @@ class DiffusionCheckpoint:
         return loaded
 
     def _load_teacher(self) -> Teacher:
-        network, scheduler = self.load_denoiser(), self._load("scheduler", DDIMScheduler)
+        network, scheduler = self.load_denoiser(), self._scheduler()
         schedule = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod)
         return Teacher(network, self.family, schedule, scheduler.config.prediction_type, self.device, self.dtype)
 
@@ -141,96 +151,150 @@ class DiffusionCheckpoint:
         options = {name: value for name, value in self._index.items() if name in parameters and not isinstance(value, list)}
         components = {name: None for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
         components |= {name: self._load(name) for name in self._text_parts}
+        for name in self._text_parts:
+            if name.startswith("tokenizer"):
+                self._check_tokenizer(name, components[name], components[name.replace("tokenizer", "text_encoder")])
         return TextEncoder(pipeline(**components, **{**options, **family.pipeline_options}), family, self.device, self.dtype)
+
+    def _scheduler(self) -> DDIMScheduler:
+        """The noise schedule and prediction type, whatever sampler the checkpoint comes with."""
+        config = read_json(self._folder("scheduler") / "scheduler" / "scheduler_config.json")
+        names = {one for one in (config.get("_class_name"), *(self._index.get("scheduler") or ())[1:]) if one}
+        prediction = config.get("prediction_type", "epsilon")
+        if names - SCHEDULERS or prediction not in PREDICTION_TYPES or config.get("use_flow_sigmas"):
+            raise self._refusal(
+                f"its scheduler is {' or '.join(sorted(names))} for prediction type {prediction}; {self.family.name} needs "
+                f"{', '.join(sorted(SCHEDULERS))}, without flow matching"
+            )
+        return self._load("scheduler", DDIMScheduler)
+
+    def _check(self) -> None:
+        """Refuse what the configurations alone show not to work, before any weights are read."""
+        family = self.family
+        try:
+            # Training on latents and embedded prompts needs neither VAE nor text encoder.
+            others = (self._config(part) if (self._folder() / part).is_dir() else {} for part in ("vae", "text_encoder"))
+            family.check(self._config(family.denoiser), *others)
+        except KeyError as error:
+            raise self._refusal(f"a config.json has no {error}") from error
+        except ValueError as error:
+            raise self._refusal(f"{error}; supported: {family.name}") from error
+
+    def _check_tokenizer(self, name: str, tokenizer: Any, text_encoder: Any) -> None:
+        rows, last = text_encoder.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
+        if last >= rows:
+            raise self._refusal(
+                f"its {name} has tokens up to number {last}, its text encoder embeddings for {rows}; take the {name} that it "
+                "was trained with, or resize the embeddings (textual inversion)"
+            )
+        positions = getattr(text_encoder.config, "max_position_embeddings", None)
+        if positions is not None and tokenizer.model_max_length > positions:
+            raise self._refusal(
+                f"its {name} has model_max_length {tokenizer.model_max_length}, its text encoder {positions} positions; "
+                f'write "model_max_length": {positions} into {name}/{TOKENIZER_CONFIG}'
+            )
 
     def _load(self, part: str, of: Any = None) -> Any:
         """A part as the class that model_index.json names for it, or as another."""
         family, folder = self.family, self._folder(part) / part
         if not folder.is_dir():
-            raise UserError(f"teacher.path={self.path}: no folder {part} there; a {family.name} checkpoint has one")
+            raise self._refusal(f"no folder {part} there; a {family.name} checkpoint has one")
+        names = {path.name for path in folder.iterdir()}
+        if part.startswith("tokenizer") and not (TOKENIZER_CONFIG in names and has_vocabulary(names)):
+            raise self._refusal(f"{part} has no {TOKENIZER_CONFIG}, or no vocabulary such as tokenizer.json; copy it whole")
+        of = of or self._class(part)
         try:
-            library, name = self._index[part]
-            of = of or getattr(LIBRARIES[library], name)
             if not issubclass(of, nn.Module):
                 return of.from_pretrained(folder)
-            # transformers reports sizes that do not fit; diffusers raises a message that names them.
-            options = {"ignore_mismatched_sizes": True} if library == "transformers" else {}
-            network, info = of.from_pretrained(folder, output_loading_info=True, **options)
+            weights, variant = find_weights(names)
+            if weights is None:
+                raise OSError("no weights there")
+            options = {"variant": variant, "use_safetensors": ".safetensors" in weights, "output_loading_info": True}
+            if issubclass(of, transformers.PreTrainedModel):  # reports sizes that do not fit; diffusers' message names them
+                options["ignore_mismatched_sizes"] = True
+            network, info = of.from_pretrained(folder, **options)
         except Exception as error:  # whatever the two libraries raise for files that they cannot read
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"teacher.path={self.path}: {part} does not load: {reason}") from error
-        wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
-        if wrong:
-            raise UserError(f"teacher.path={self.path}: {part} lacks {len(wrong)} of its weights, such as {wrong[0]}")
+            raise self._refusal(f"{part} does not load: {reason}") from error
+        for kind, problem in (
+            ("missing_keys", "lacks"),
+            ("mismatched_keys", "has in other sizes"),
+            ("unexpected_keys", "has besides"),
+        ):
+            keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
+            if keys:
+                raise self._refusal(
+                    f"{part} is not of class {of.__name__}: it {problem} {len(keys)} weights, such as {keys[0]}"
+                )
         return network
+
+    def _refusal(self, problem: str) -> UserError:
+        return UserError(f"teacher.path={self.path}: {problem}")
 
     @property
     def _index(self) -> dict[str, Any]:
-        return self._once("index", lambda: _read_json(self._folder() / "model_index.json"))
+        return self._once("index", lambda: read_json(self._folder() / INDEX))
 
     @property
     def _text_parts(self) -> list[str]:
-        return [name for name, value in self._index.items() if name.startswith(TEXT) and value[0] is not None]
+        known = [name for name, value in self._index.items() if isinstance(value, list) and value[:1] not in ([], [None])]
+        return [name for name in known if name.startswith(TEXT)]
 
-    def _config(self, part: str) -> dict[str, Any]:
-        return _read_json(self._folder() / part / "config.json")
+    def _class(self, part: str) -> Any:
+        """The class of a part; of diffusers' networks the one that their own configuration names."""
+        try:
+            library, name = self._index[part]
+            own = read_json(self._folder() / part / "config.json").get("_class_name") if library == "diffusers" else None
+            return getattr(LIBRARIES[library], own or name)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            known = " or ".join(LIBRARIES)
+            raise self._refusal(f"model_index.json names no class of {known} for {part}: {self._index.get(part)}") from error
+
+    def _config(self, part: str, of: Any = None) -> dict[str, Any]:
+        """The configuration of a network or scheduler, with the defaults of what it does not say."""
+        of = of or self._class(part)
+        config = read_json(self._folder() / part / getattr(of, "config_name", "config.json"))
+        if issubclass(of, transformers.PreTrainedModel):
+            try:
+                return {**of.config_class.from_dict(config).to_dict(), **config}
+            except Exception as error:  # of the library's own kinds
+                raise self._refusal(f"{part}/config.json: {' '.join(str(error).split())}") from error
+        parameters = inspect.signature(of).parameters.values()
+        return {**{one.name: one.default for one in parameters if one.default is not one.empty}, **config}
+
+    def _identity(self, folder: Path, kind: str) -> Any:
+        """Plain data that tells one part from others, and not from copies of itself."""
+        if not folder.is_dir():
+            raise UserError(f"teacher: no folder {folder}; give a whole folder in diffusers' layout")
+        if folder.name.startswith("tokenizer"):
+            tokenizer = self._load(folder.name)
+            backend = json.loads(tokenizer.backend_tokenizer.to_str())
+            return [{**backend, "truncation": None, "padding": None}, tokenizer.special_tokens_map, tokenizer.model_max_length]
+        of = DDIMScheduler if folder.name == "scheduler" else self._class(folder.name)
+        config = self._config(folder.name, of)
+        plain = {key: value for key, value in config.items() if key[0] != "_" and key not in UNIMPORTANT}
+        if folder.name == "scheduler":
+            return plain
+        return [plain, self._once(f"weights of {folder.name}", lambda: weights_digests(folder))[kind]]
 
     def _folder(self, *parts: str) -> Path:
         """The local folder that holds `parts` and all configurations; of a hub's repository nothing else is fetched."""
         if self.path == "bundled":
             return BUNDLED
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
-            if not (folder / "model_index.json").exists():
-                raise UserError(f"teacher.path={self.path}: no model_index.json there; give a folder in diffusers' layout")
-            return folder
-        if self.path.count("/") != 1 or self.path[0] in "./~":
-            raise UserError(f"teacher.path={self.path}: no such folder, and not a hub id such as owner/name")
-        return self._once(f"folder of {parts}", lambda: self._fetch(parts))
+        local = self._once("folder", self._local_folder)
+        return local or self._once(f"folder of {parts}", lambda: fetched_folder(self.path, parts))
 
-    def _fetch(self, parts: Iterable[str]) -> Path:
-        from huggingface_hub import snapshot_download
-
-        allow = ["model_index.json", "*/config.json", *(f"{part}/*" for part in parts)]
-        ignore = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*.non_ema.*"]
-        try:
-            offline = not hub.reachable()
-            return Path(snapshot_download(self.path, allow_patterns=allow, ignore_patterns=ignore, local_files_only=offline))
-        except Exception as error:  # whatever the hub's client raises when it cannot deliver
-            raise UserError(
-                f"teacher.path={self.path} is not on this disk and the hub did not deliver it ({type(error).__name__}); "
-                f"download it where there is a network (hf download {self.path} --local-dir DIR) and give teacher.path=DIR"
-            ) from error
+    def _local_folder(self) -> Path | None:
+        folder = local_folder(self.path)
+        if folder:
+            parts = [name for name, value in read_json(folder / INDEX).items() if isinstance(value, list)]
+            refuse_pointers(folder, parts, f"teacher.path={self.path}")
+        return folder
 
 
 def _with_signal(scheduler: T) -> T:
     """A DDIM scheduler on the noise schedule that the teacher has (`NoiseSchedule`)."""
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.clamp(min=LEAST_SIGNAL)  # type: ignore[attr-defined]
     return scheduler
-
-
-def _part_digests(folder: Path) -> dict[str, Any]:
-    """File -> digest, of what from_pretrained reads in `folder`."""
-    if not folder.is_dir():
-        raise UserError(f"teacher: no folder {folder}; give a whole folder in diffusers' layout")
-    weights = [name for name in WEIGHTS if (folder / name).is_file()][:1]
-    if weights and weights[0].endswith(".index.json"):
-        weights += sorted(set(_read_json(folder / weights[0])["weight_map"].values()))
-    files = [name for name in (*TOKENIZER_FILES, *weights) if (folder / name).is_file()]
-    # Without "_diffusers_version" and the like, which differ between copies of one checkpoint.
-    configs = {
-        name: {
-            key: value for key, value in _read_json(folder / name).items() if key[0] != "_" and key != "transformers_version"
-        }
-        for name in CONFIGS
-        if (folder / name).is_file()
-    }
-    return {**configs, **{name: file_digest(folder / name) for name in files}}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return result
-    except (OSError, ValueError) as error:
-        raise UserError(f"teacher: {path} cannot be read as JSON: {error}") from error

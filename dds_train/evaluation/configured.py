@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from dds_train.distillation.losses import loss_options
 from dds_train.errors import UserError
 from dds_train.methods.registry import METHODS, Method, MethodContext, instructions
-from dds_train.translator import read_config, weights_digest
+from dds_train.translator import find_translator, read_config, weights_digest
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ def configured_methods(
 
 def run_names(ckpts: Sequence[str]) -> dict[str, str]:
     """Names of translators: the folders of their runs, with as much of the path as tells them apart."""
-    paths = {ckpt: Path(ckpt).resolve() for ckpt in ckpts}
+    paths = {ckpt: find_translator(Path(ckpt)).resolve() for ckpt in ckpts}
     folders = {ckpt: path.parents[1] if path.parent.name == "checkpoints" else path.parent for ckpt, path in paths.items()}
     for depth in range(1, max((len(folder.parts) for folder in folders.values()), default=0) + 1):
         names = {ckpt: "/".join(folder.parts[-depth:]) for ckpt, folder in folders.items()}

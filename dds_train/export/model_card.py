@@ -9,7 +9,7 @@ import yaml
 
 from dds_train.errors import UserError
 from dds_train.evaluation.tables import table_of_translators
-from dds_train.translator import TranslatorConfig
+from dds_train.translator import TranslatorConfig, find_translator
 
 USAGE = {
     "safetensors": "    python -m dds_train predict ckpt=THIS_FOLDER image=cat.png",
@@ -57,7 +57,8 @@ def training_notes(ckpt: Path) -> list[str]:
     Raises:
         UserError: if they are damaged.
     """
-    folder = ckpt.resolve().parent if ckpt.is_dir() else ckpt.resolve().parents[1]
+    ckpt = find_translator(ckpt).resolve()
+    folder = ckpt.parent if ckpt.is_dir() else ckpt.parents[1]
     notes = []
     for name, note in {"config.yaml": _note_on_settings, "metrics.csv": _note_on_validation}.items():
         if (folder / name).is_file():

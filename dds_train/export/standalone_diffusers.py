@@ -9,7 +9,7 @@ translator(Image.open("cat.png")).save("lion.png")
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageOps
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -34,7 +34,7 @@ class TranslatorPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderTiny,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
@@ -63,7 +63,8 @@ class TranslatorPipeline(DiffusionPipeline):  # type: ignore[misc]
         pixels = torch.nn.functional.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
         scale, shift = self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0
-        z = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mode()
+        encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+        z = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
         z = (z - shift) * scale
         z = z + strength * self.unet(z.to(self.unet.dtype), 0, encoder_hidden_states=text).sample.to(z.dtype)
         edited = self.vae.decode(z / scale + shift).sample[0, :, :height, :width].float().clamp(-1, 1)

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,38 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of all bytes of a file.
+    """SHA-256 of all bytes of a file."""
+    value: str = cached_by_file(path, "sha256", _sha256)
+    return value
 
-    Digests of large files are cached by path, size and time in the folder of `cache_folder`; whatever is wrong with that
-    folder costs time and nothing else.
+
+def cached_by_file(path: str | Path, what: str, compute: Callable[[Path], Any]) -> Any:
+    """`compute(path)`, plain data that depends on the content of the file alone; `what` names it.
+
+    Those of large files are cached by path, size and time in the folder of `cache_folder`; whatever is wrong with that folder
+    costs time and nothing else.
     """
     path = Path(path).absolute()
     before = _identity(path)
     entry = None
     with contextlib.suppress(UserError):
         if before["size"] >= CACHE_FROM:
-            entry = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    if entry and (known := _read_entry(entry)) and known["file"] == before:
-        text: str = known["sha256"]
-        return text
+            entry = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.{what}.json"
+    if entry and (known := _read_entry(entry)) and known["file"] == before and what in known:
+        return known[what]
+    value = compute(path)
+    settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED
+    if entry and settled and _identity(path) == before:
+        with contextlib.suppress(OSError):
+            _write_entry(entry, {"file": before, what: value})
+    return value
+
+
+def _sha256(path: Path) -> str:
     value = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
             value.update(block)
-    settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED
-    if entry and settled and _identity(path) == before:
-        with contextlib.suppress(OSError):
-            _write_entry(entry, {"file": before, "sha256": value.hexdigest()})
     return value.hexdigest()
 
 
@@ -73,7 +84,7 @@ def _identity(path: Path) -> dict[str, Any]:
 def _read_entry(entry: Path) -> dict[str, Any] | None:
     try:
         known = json.loads(entry.read_text(encoding="utf-8"))
-        return known if known["file"] and len(known["sha256"]) == 64 else None
+        return known if known["file"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

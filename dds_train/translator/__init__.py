@@ -10,6 +10,7 @@ from dds_train.translator.files import (
     weights_digest,
 )
 from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator, translate_latents
+from dds_train.translator.location import find_translator, remembered
 from dds_train.translator.lora import LoRATranslator
 from dds_train.translator.task import Task, all_prompts, make_tasks, tasks_from
 from dds_train.translator.teacher_init import TeacherInitTranslator
@@ -25,12 +26,14 @@ __all__ = [
     "UNetTranslator",
     "all_prompts",
     "export_translator",
+    "find_translator",
     "load_translator",
     "make_tasks",
     "make_translator",
     "read_config",
     "read_step",
     "read_weights",
+    "remembered",
     "tasks_from",
     "translate_latents",
     "weights_digest",

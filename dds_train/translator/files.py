@@ -5,7 +5,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from dds_train.errors import UserError
 from dds_train.runs.digest import file_digest
 from dds_train.runs.files import atomic_write
 from dds_train.translator.kinds import make_translator
+from dds_train.translator.location import CONFIG, WEIGHTS, find_teacher, find_translator
 from dds_train.translator.task import Task, tasks_from
 
 FORMAT = 3
-WEIGHTS = "translator.safetensors"
 CONFIG_KEY = "translator_config"  # of a training checkpoint
 PREFIX = "translator."  # of the translator's weights in a training checkpoint
 
@@ -37,8 +37,9 @@ class TranslatorConfig:
     """Tasks, teacher and architecture of a translator. Plain data: it is written to config.json and into checkpoints."""
 
     tasks: dict[str, Task]  # by name
-    teacher: str  # path or hub id of the checkpoint whose VAE and text encoder it works with
+    teacher: str  # absolute path or hub id of the checkpoint whose VAE and text encoder it works with
     translator: dict[str, Any]  # its `config`
+    teacher_weights: dict[str, str] = field(default_factory=dict)  # part -> digest up to half precision; see `location`
     format: int = FORMAT
     version: str = __version__  # of dds_train, which wrote it
 
@@ -57,6 +58,16 @@ class TranslatorConfig:
                 f"this is dds_train {__version__}, which reads format {FORMAT}: {remedy}"
             )
         return cls(**{**plain, "tasks": tasks_from(plain["tasks"])})
+
+    def find_teacher(self, ckpt: Path) -> str:
+        """Path or hub id at which the teacher is now; `ckpt` is this translator's own path.
+
+        Raises:
+            UserError: if it is not found, or its weights have changed.
+        """
+        parts = ("vae", "text", *(["denoiser"] if self.translator.get("kind") == "lora" else []))
+        weights = {part: self.teacher_weights[part] for part in parts if part in self.teacher_weights}
+        return find_teacher(self.teacher, weights, ckpt)
 
     def choose(self, task: str | None) -> Task:
         """The task of that name; None means the only one there is.
@@ -105,7 +116,7 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
     config, weights = read_config(path), read_weights(path)
     if not all_finite(weights.values()):
         raise UserError(f"ckpt={path}: its weights are NaN or Inf; give a checkpoint from before they were")
-    teacher = checkpoint or DiffusionCheckpoint(config.teacher)
+    teacher = checkpoint or DiffusionCheckpoint(config.find_teacher(path))
     try:
         # A denoiser of its own: adapters must not reach one that others use.
         translator = make_translator(config.translator, teacher.load_denoiser, teacher.family)
@@ -123,9 +134,10 @@ def read_config(path: Path) -> TranslatorConfig:
     Raises:
         UserError: as `load_translator`.
     """
+    path = find_translator(path)
     if path.is_dir():
         try:
-            plain = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            plain = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"ckpt={path}: not a translator folder, which has config.json and {WEIGHTS}") from error
         except (OSError, ValueError) as error:
@@ -146,6 +158,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: as `load_translator`.
     """
+    path = find_translator(path)
     if not path.is_dir():
         state = _read_checkpoint(path)["state_dict"]
         return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
@@ -163,17 +176,18 @@ def read_step(path: Path) -> int:
     Raises:
         UserError: as `load_translator`.
     """
-    return int(_read_checkpoint(path).get("global_step", 0))
+    return int(_read_checkpoint(find_translator(path)).get("global_step", 0))
 
 
 def weights_digest(path: Path) -> str:
     """The identity of the weights of an exported folder or a training checkpoint."""
+    path = find_translator(path)
     return file_digest(path / WEIGHTS if path.is_dir() else path)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise UserError(f"ckpt={path}: no such file or folder; give a .ckpt of fit or its translator/ folder")
+        raise UserError(f"ckpt={path}: no such file or folder; give a .ckpt of fit, or the folder of a run or a translator")
     try:
         stat = path.stat()
         if not _is_whole(path, stat.st_size, stat.st_mtime_ns):

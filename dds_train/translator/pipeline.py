@@ -23,6 +23,7 @@ from dds_train.images.files import from_pil, read_image, to_pil
 from dds_train.images.tiles import tiled
 from dds_train.translator.files import TranslatorConfig, load_translator, read_config
 from dds_train.translator.kinds import translate_latents
+from dds_train.translator.location import find_translator
 
 Input: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
 
@@ -69,7 +70,7 @@ class Translator:
         tile: int = 1024,
         overlap: int = 128,
     ) -> "Translator":
-        """Load an exported folder or a checkpoint of fit.
+        """Load an exported folder, a checkpoint of fit, or what a run's folder has of these.
 
         Args:
             device: auto takes a GPU if there is one.
@@ -81,8 +82,9 @@ class Translator:
             UserError: for what is not there, is not a translator, or does not fit the teacher.
         """
         device = find_device(device)
-        checkpoint = DiffusionCheckpoint(teacher or read_config(Path(path)).teacher, device, find_dtype(dtype, device))
-        return cls(*load_translator(Path(path), checkpoint), checkpoint, tile, overlap)
+        path = find_translator(Path(path))
+        checkpoint = DiffusionCheckpoint(teacher or read_config(path).find_teacher(path), device, find_dtype(dtype, device))
+        return cls(*load_translator(path, checkpoint), checkpoint, tile, overlap)
 
     def __call__(
         self,

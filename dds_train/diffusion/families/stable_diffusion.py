@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dds_train.diffusion.families.base import Config, DenoiserShape, Family
 from dds_train.distillation.prompt import Prompt
 
-EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 
 def shape(unet: Config) -> DenoiserShape:
@@ -28,6 +28,10 @@ def check(unet: Config, vae: Config, text_encoder: Config) -> None:
         raise ValueError(
             f"its UNet maps {inputs} channels to {outputs}, the VAE's latents have {channels}: "
             "inpainting and InstructPix2Pix checkpoints are not supported"
+        )
+    if not unet["sample_size"]:
+        raise ValueError(
+            'its unet/config.json has no sample_size: add the side of its latents, such as "sample_size": 64 (512 pixels)'
         )
     extra = [key for key in EXTRA_INPUTS if unet.get(key) is not None]
     if extra:
