@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +11,20 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
 from torch import nn
 
 from dds_train import hub
 from dds_train.diffusion.autoencoder import Autoencoder
-from dds_train.diffusion.families import FAMILIES, Family
+from dds_train.diffusion.families import Family, find_family
 from dds_train.diffusion.frozen import Frozen
+from dds_train.diffusion.schedule import make_scheduler
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.noise import NoiseSchedule
@@ -61,11 +69,10 @@ class DiffusionCheckpoint:
 
     @property
     def family(self) -> Family:
-        name = self._index.get("_class_name")
-        if name not in FAMILIES:
-            supported = ", ".join(f"{family.name} ({known})" for known, family in FAMILIES.items())
-            raise UserError(f"teacher.path={self.path}: checkpoints of {name} are not supported; supported: {supported}")
-        return FAMILIES[name]
+        try:
+            return find_family(str(self._index.get("_class_name")))
+        except ValueError as error:
+            raise UserError(f"teacher.path={self.path}: {error}") from error
 
     def teacher(self) -> Teacher:
         return self._once("teacher", self._load_teacher)
@@ -84,28 +91,43 @@ class DiffusionCheckpoint:
     def load_denoiser(self) -> nn.Module:
         """A frozen denoising network of the caller's own, not the one that `teacher` returns."""
         family = self.family
-        try:
+
+        def config(part: str) -> Mapping[str, Any]:
             # Training on latents and embedded prompts needs neither VAE nor text encoder.
-            others = (self._config(part) if (self._folder() / part).is_dir() else {} for part in ("vae", "text_encoder"))
-            family.check(self._config(family.denoiser), *others)
+            return self._index if part == "model_index" else self._config(part) if (self._folder() / part).is_dir() else {}
+
+        try:
+            family.check(config)
         except ValueError as error:
             raise UserError(f"teacher.path={self.path}: {error}; supported: {family.name}") from error
         result: nn.Module = Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network
         return result
 
-    def sampler(self) -> DPMSolverMultistepScheduler:
-        """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
-        config = self._load("scheduler", DDIMScheduler).config
-        return DPMSolverMultistepScheduler.from_config(config, prediction_type="epsilon", timestep_spacing="trailing")
+    def sampler(self) -> SchedulerMixin:
+        """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions; Euler's method for a flow."""
+        scheduler = self._scheduler()
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            return scheduler
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, prediction_type="epsilon", timestep_spacing="trailing")
 
     def ddim(self) -> DDIMScheduler:
         """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
-        config = self._load("scheduler", DDIMScheduler).config
-        return DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False)
+        scheduler = self._scheduler()
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            raise UserError(f"teacher.path={self.path}: SDEdit and DDIM inversion are not available for flows")
+        return DDIMScheduler.from_config(scheduler.config, prediction_type="epsilon", clip_sample=False)
 
     def ddim_inverse(self) -> DDIMInverseScheduler:
         """`ddim` in reverse, from images to noise."""
         return DDIMInverseScheduler.from_config(self.ddim().config)
+
+    def _scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
+        shape = self.family.shape(self._config(self.family.denoiser))
+        try:
+            config = _read_json(self._folder("scheduler") / "scheduler" / "scheduler_config.json")
+            return make_scheduler(config, math.prod(shape.size) // shape.stride**2, self.family.mu)
+        except ValueError as error:
+            raise UserError(f"teacher.path={self.path}: {error}") from error
 
     def image_size(self) -> tuple[int, int]:
         """The side in pixels of the images it was trained on, and the VAE's pixels per latent. Loads no weights."""
@@ -131,9 +153,12 @@ class DiffusionCheckpoint:
         return loaded
 
     def _load_teacher(self) -> Teacher:
-        network, scheduler = self.load_denoiser(), self._load("scheduler", DDIMScheduler)
-        schedule = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod)
-        return Teacher(network, self.family, schedule, scheduler.config.prediction_type, self.device, self.dtype)
+        network, scheduler = self.load_denoiser(), self._scheduler()
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            schedule, kind = NoiseSchedule.flow(scheduler.config.num_train_timesteps, scheduler.shift), "flow"
+        else:
+            schedule, kind = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod), scheduler.config.prediction_type
+        return Teacher(network, self.family, schedule, kind, self.device, self.dtype)
 
     def _load_text_encoder(self) -> TextEncoder:
         family, pipeline = self.family, getattr(diffusers, self._index["_class_name"])
