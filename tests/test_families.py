@@ -17,9 +17,12 @@ from dds_train.diffusion.families.base import unpack
 from dds_train.diffusion.schedule import make_scheduler
 from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.guidance import guided
+from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
+from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.masks import automatic_mask
 from dds_train.methods.optimize import optimize_latent
+from dds_train.training.memory import step_bytes
 from dds_train.training.tasks import TaskBank
 from dds_train.translator import Task, TranslatorConfig, export_translator, load_translator, make_translator
 
@@ -156,6 +159,50 @@ def test_samples_of_a_flow_are_those_of_diffusers(folder: Callable[[str], Path])
     expected.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
     torch.testing.assert_close(torch.stack([step.t for step in steps]), expected.timesteps, rtol=1e-4, atol=1e-2)
     assert (scheduler.timesteps[1:] > expected.timesteps[1:]).all()
+
+
+def test_baselines_of_a_flow(folder: Callable[[str], Path]) -> None:
+    """SDEdit at full strength is sampling; inversion and its way back meet as steps grow, first order in their size."""
+    checkpoint = DiffusionCheckpoint(str(folder("sd3")))
+    teacher, condition = checkpoint.teacher(), checkpoint.text_encoder().condition("a cat")
+    z, eps = latents(1, 4), torch.stack([torch.randn(4, 8, 8, generator=seeded_rng("sample", 3))])
+    sampled = sample_latents(teacher, checkpoint.sampler(), condition, [3], steps=4, guidance=1.0)
+    edited = sdedit_latent(teacher, checkpoint.ddim(), z, condition, eps, strength=1.0, steps=4, guidance=1.0)
+    torch.testing.assert_close(edited, sampled)
+    weaker = sdedit_latent(teacher, checkpoint.ddim(), z, condition, eps, strength=0.25, steps=4, guidance=1.0)
+    assert (weaker - z).norm() < (edited - z).norm()
+    errors = []
+    for steps in (10, 40):
+        parts = teacher, checkpoint.ddim_inverse(), checkpoint.ddim()
+        errors.append((ddim_swap_latent(*parts, z, condition, condition, steps=steps, guidance=1.0) - z).norm())
+    assert errors[1] < errors[0] / 3
+    assert errors[1] < 0.1 * z.norm()
+
+
+@pytest.mark.parametrize("kind", ["lora", "teacher_init"])
+def test_memory_and_checkpointing(checkpoint: DiffusionCheckpoint, kind: str) -> None:
+    """Recomputed activations change no gradient; memory is known for all families before training."""
+    teacher, prompt = checkpoint.teacher(), checkpoint.text_encoder().embed(["a lion", "a dog"])
+    z = latents(2, teacher.latent_shape[0])
+    config = {"kind": kind}
+    gradients = []
+    for checkpointing in (False, True):
+        own = DiffusionCheckpoint(checkpoint.path)
+        torch.manual_seed(0)
+        translator = make_translator(config, own.load_denoiser, own.family).train()
+        with torch.no_grad():
+            for parameter in translator.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+        if checkpointing:
+            translator.enable_gradient_checkpointing()
+        translator(z, prompt, torch.ones(2)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in translator.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 4
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    options: dict[str, Any] = {"size": (8, 8), "prompt": prompt, "edits": 1, "evaluations": 4, "checkpointing": False}
+    options |= {"translator_dtype": torch.float32, "teacher_dtype": torch.float32}
+    sizes = [step_bytes(config, teacher.network.config, checkpoint.family, images=n, **options) for n in (1, 8)]
+    assert 0 < sizes[0] < sizes[1]
 
 
 def test_prompts_of_any_length_in_a_table_on_disk(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> 
     if config.gradient_checkpointing:
         teacher.enable_gradient_checkpointing()
     stop, loss = config.early_stop, config.loss.model_dump(exclude={"negative"})
+    checkpoint.check_guidance(loss["name"], config.guidance)
     return BatchOptimizer(
         teacher=with_source_cache(config.cache, checkpoint),
         autoencoder=checkpoint.autoencoder(),

@@ -27,6 +27,7 @@ from dds_train.diffusion.frozen import Frozen
 from dds_train.diffusion.schedule import make_scheduler
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
+from dds_train.distillation.losses import needs_null
 from dds_train.distillation.noise import NoiseSchedule
 from dds_train.errors import UserError
 from dds_train.runs.digest import digest, file_digest
@@ -74,6 +75,16 @@ class DiffusionCheckpoint:
         except ValueError as error:
             raise UserError(f"teacher.path={self.path}: {error}") from error
 
+    def check_guidance(self, loss: str, guidance: float, key: str = "guidance", **options: Any) -> None:
+        """Raises UserError, naming the configuration's `key`, if a loss needs the empty prompt, and guidance was distilled into
+        the model. Sampling needs what "dds" does."""
+        if self.family.has_null or not needs_null(loss, guidance, **options):
+            return
+        reason = f"{self.family.name} has guidance as an input and was trained on no empty prompt"
+        if guidance != 1:
+            raise UserError(f"{key}={guidance:g}: {reason}; take {key}=1")
+        raise UserError(f"loss={loss}: {reason}, which this loss needs; take loss=dds")
+
     def teacher(self) -> Teacher:
         return self._once("teacher", self._load_teacher)
 
@@ -110,16 +121,19 @@ class DiffusionCheckpoint:
             return scheduler
         return DPMSolverMultistepScheduler.from_config(scheduler.config, prediction_type="epsilon", timestep_spacing="trailing")
 
-    def ddim(self) -> DDIMScheduler:
-        """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
+    def ddim(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
+        """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions; Euler's method for a flow."""
         scheduler = self._scheduler()
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            raise UserError(f"teacher.path={self.path}: SDEdit and DDIM inversion are not available for flows")
+            return scheduler
         return DDIMScheduler.from_config(scheduler.config, prediction_type="epsilon", clip_sample=False)
 
-    def ddim_inverse(self) -> DDIMInverseScheduler:
+    def ddim_inverse(self) -> DDIMInverseScheduler | FlowMatchEulerDiscreteScheduler:
         """`ddim` in reverse, from images to noise."""
-        return DDIMInverseScheduler.from_config(self.ddim().config)
+        forward = self.ddim()
+        if isinstance(forward, FlowMatchEulerDiscreteScheduler):  # unshifted: it gets the times of `ddim`
+            return FlowMatchEulerDiscreteScheduler(forward.config.num_train_timesteps, invert_sigmas=True)
+        return DDIMInverseScheduler.from_config(forward.config)
 
     def _scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
         shape = self.family.shape(self._config(self.family.denoiser))

@@ -39,12 +39,17 @@ def sample_latents(
     channels, *own = teacher.latent_shape
     shape = (channels, *(size or own))
     z = torch.stack([torch.randn(shape, generator=seeded_rng("sample", seed)) for seed in seeds]).to(teacher.device)
-    if teacher.is_flow:  # evenly, before the shift: by itself the scheduler would shift twice
+    set_steps(scheduler, steps)
+    if not teacher.is_flow:
+        z = z * scheduler.init_noise_sigma
+    return denoise(teacher, scheduler, z, scheduler.timesteps, condition, guidance)
+
+
+def set_steps(scheduler: SchedulerMixin, steps: int) -> None:
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # evenly before the shift: by itself it would shift twice
         scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
     else:
         scheduler.set_timesteps(steps)
-        z = z * scheduler.init_noise_sigma
-    return denoise(teacher, scheduler, z, scheduler.timesteps, condition, guidance)
 
 
 @torch.no_grad()

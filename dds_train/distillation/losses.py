@@ -9,10 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
 from dds_train.distillation.contrastive import cds_loss
 from dds_train.distillation.fixed_point import ids_loss
 from dds_train.distillation.inject import Distilled
 from dds_train.distillation.linear import LINEAR, WEIGHTS, linear_loss
+from dds_train.distillation.noise import NoiseSchedule
 from dds_train.distillation.variational import StudentFactory, vsd_loss
 
 Loss = Callable[..., Distilled]
@@ -32,6 +36,7 @@ class StatefulLoss(Protocol):
 
 LOSSES: dict[str, Loss] = {**{name: partial(linear_loss, name) for name in LINEAR}, "cds": cds_loss, "ids": ids_loss}
 STATEFUL: dict[str, Callable[..., StatefulLoss]] = {"vsd": vsd_loss}  # made from a `StudentFactory`
+NULL_TERMS = ("edit_null", "input_null")
 dds_loss, sds_loss = LOSSES["dds"], LOSSES["sds"]
 
 
@@ -61,6 +66,15 @@ def lowest_timestep(name: str, **options: Any) -> int:
     """The smallest t that the loss can be evaluated at: one with a `stride` looks back that many timesteps."""
     number: int = {**loss_options(name), **options}.get("stride", 0)
     return number
+
+
+def needs_null(name: str, guidance: float, **options: Any) -> bool:
+    """Whether a loss evaluates the empty prompt, which teachers with distilled guidance were not trained on."""
+    if name not in LINEAR:
+        return guidance != 1
+    own = {key: value for key, value in options.items() if key in inspect.signature(LINEAR[name]).parameters}
+    coefficients = LINEAR[name](NoiseSchedule.flow(), torch.tensor([500]), guidance, **own)
+    return any(isinstance(coefficients.get(term, 0), Tensor) or coefficients.get(term, 0) != 0 for term in NULL_TERMS)
 
 
 def loss_options(name: str) -> dict[str, Any]:

@@ -29,8 +29,10 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
 
 
 def denoise(transformer: Any, z_t: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
-    texts = [text[mask.bool()] for text, mask in zip(prompt["text"], prompt["mask"], strict=True)]
-    towards_image = transformer(list(z_t.unsqueeze(2)), 1.0 - sigma, texts).sample
+    rows = list(prompt["text"])
+    if not z_t.is_meta:  # whose masks have no values
+        rows = [row[mask.bool()] for row, mask in zip(rows, prompt["mask"], strict=True)]
+    towards_image = transformer(list(z_t.unsqueeze(2)), 1.0 - sigma, rows).sample
     return -torch.stack(list(towards_image)).squeeze(2)
 
 
