@@ -9,16 +9,19 @@ import pytest
 import tiny_families
 import torch
 from diffusers import DiffusionPipeline
+from shell import PROMPTS, fit, run
 from tiny_families import TINY
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
+from dds_train.diffusion.families import find_family
 from dds_train.diffusion.families.base import unpack
 from dds_train.diffusion.schedule import make_scheduler
 from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.guidance import guided
 from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
+from dds_train.export import check_family
 from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.masks import automatic_mask
 from dds_train.methods.optimize import optimize_latent
@@ -27,6 +30,7 @@ from dds_train.training.tasks import TaskBank
 from dds_train.translator import Task, TranslatorConfig, export_translator, load_translator, make_translator
 
 # Z-Image's pipeline calls a guidance of 3 2; Qwen-Image's rescales the guided prediction; FLUX.1 has guidance as an input.
+REPOSITORY = Path(__file__).parents[1]
 OF_PIPELINE, OURS = {"z_image": 2.0, "qwen_image": 1.0, "flux": 3.5}, {"qwen_image": 1.0, "flux": 1.0}
 
 
@@ -241,6 +245,39 @@ def test_translators_of_all_kinds(checkpoint: DiffusionCheckpoint, tmp_path: Pat
     export_translator(tmp_path, translator, TranslatorConfig({}, checkpoint.path, translator.config))
     with torch.no_grad():
         assert torch.equal(load_translator(tmp_path)[0](z, prompt, torch.ones(2)), changed)
+
+
+@pytest.mark.parametrize(
+    ("loss", "guidance", "key"),
+    [("dds", 7.5, "guidance=7.5"), ("csd", 1.0, "loss=csd"), ("ssd", 1.0, "loss=ssd"), ("ids", 2.0, "guidance=2")],
+)
+def test_the_null_prompt_is_not_asked_of_distilled_guidance(
+    folder: Callable[[str], Path], loss: str, guidance: float, key: str
+) -> None:
+    checkpoint = DiffusionCheckpoint(str(folder("flux")))
+    with pytest.raises(UserError, match=f"{key}: FLUX.1 dev has guidance as an input"):
+        checkpoint.check_guidance(loss, guidance)
+    checkpoint.check_guidance("dds", 1.0)
+    DiffusionCheckpoint(str(folder("sd3"))).check_guidance(loss, guidance)
+
+
+def test_only_standalone_families_are_exported_for_diffusers(folder: Callable[[str], Path]) -> None:
+    check_family("safetensors", find_family("FluxPipeline"))
+    check_family("onnx", find_family("StableDiffusionPipeline"))
+    with pytest.raises(UserError, match="format=onnx: not available for translators on FLUX"):
+        check_family("onnx", find_family("FluxPipeline"))
+
+
+@pytest.mark.slow
+def test_commands_on_a_flow(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """fit, predict, optimize and evaluate, as a user types them, on Stable Diffusion 3."""
+    teacher, cat = folder("sd3"), REPOSITORY / "data" / "examples" / "cat1.png"
+    fit(teacher, tmp_path, "translator=lora", "guidance.end=2")
+    run("predict", "ckpt=run/translator", f"image={cat}", "output_dir=edited", cwd=tmp_path)
+    run("optimize", *PROMPTS, f"image={cat}", f"teacher.path={teacher}", "steps=2", "output_dir=optimized", cwd=tmp_path)
+    methods = ("methods=[dds,sdedit,ddim_inversion]", "critters.count=2", "steps=2", "lpips.nets=[]")
+    run("evaluate", *methods, f"teacher.path={teacher}", "output_dir=evaluated", cwd=tmp_path)
+    assert all((tmp_path / name).exists() for name in ("edited/cat1.png", "optimized/cat1.png", "evaluated/table.md"))
 
 
 @pytest.mark.parametrize(

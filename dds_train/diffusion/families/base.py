@@ -107,4 +107,5 @@ class Family:
     # The exponent of a flow's shift, from the number of image tokens; None: as the scheduler's configuration says.
     mu: Callable[[int], float] | None = None
     has_null: bool = True  # whether it was trained on the empty prompt, which guidance needs
+    standalone: bool = False  # whether exported translators can run without this package
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)  # of diffusers' pipeline, when made of text parts alone

@@ -73,5 +73,6 @@ FAMILY = Family(
     embed=embed,
     denoise=denoise,
     self_attention=self_attention,
+    standalone=True,
     pipeline_options={"requires_safety_checker": False},
 )
