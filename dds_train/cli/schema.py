@@ -100,7 +100,7 @@ PathText = Annotated[Text, AfterValidator(expand)]
 PathTexts = Annotated[str | list[str], FreeText(), PlainValidator(one_or_several), AfterValidator(expand)]
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Weight = Literal["one", "sigma2"]
+Weight = Literal["one", "sigma2", "velocity"]
 
 
 def exists(remedy: str, *otherwise: str) -> AfterValidator:
@@ -293,6 +293,9 @@ LOSS_OPTIONS: dict[str, Any] = {
     "contrast": AtLeastZero,
     "rate": AtLeastZero,
     "identity": AtLeastZero,
+    "source_guidance": AtLeastZero | None,
+    "shift": AtLeastZero,
+    "align": AtLeastZero,
 }
 
 
@@ -612,6 +615,7 @@ class OptimizeConfig(Section):
     guidance: AtLeastZero
     lr: Rate
     t_range: TimestepRange
+    t_order: Literal["random", "descending"]
     early_stop: EarlyStop
     mask: Mask | None
     auto_mask: AutoMask

@@ -74,6 +74,7 @@ def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> 
         steps=config.steps,
         guidance=config.guidance,
         t_range=teacher.timestep_range(config.t_range),
+        t_order=config.t_order,
         negative=getattr(config.loss, "negative", None),
         convergence=partial(ConvergenceDetector, stop.window, stop.tolerance) if stop.tolerance > 0 else None,
         snapshots=config.snapshots,

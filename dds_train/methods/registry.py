@@ -54,6 +54,7 @@ def optimize(
     lr: float,
     guidance: float,
     t_range: Sequence[int],
+    t_order: str = "random",
     steps: int = 200,
     loss: str = "dds",
     options: Mapping[str, Any] | None = None,
@@ -62,7 +63,7 @@ def optimize(
     """Score distillation on the latent (`optimize_latent`) with plain SGD.
 
     Args:
-        t_range: first and last timestep of the noise.
+        t_range: first and last timestep of the noise; t_order: "random" or "descending".
         loss: name of a score-distillation loss; options: its own.
         negative: prompt, for losses with a negative branch.
 
@@ -93,6 +94,7 @@ def optimize(
             lr=lr,
             guidance=guidance,
             t_range=(first, last),
+            t_order=t_order,
             seed=context.seed,
         )
         return step.z
