@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from dds_train.diffusion.families import FAMILIES
+from dds_train.diffusion.families import find_family
+from dds_train.distillation import Prompt
 from dds_train.training.memory import step_bytes
 from dds_train.translator import make_translator
 
@@ -23,7 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "base": {"kind": "unet", **BASE},
     "teacher_init": {"kind": "teacher_init"},
 }
-FAMILY = FAMILIES["StableDiffusionPipeline"]
+FAMILY = find_family("StableDiffusionPipeline")
 GIB = 2**30
 
 
@@ -50,7 +51,7 @@ def main() -> None:
             SD15,
             FAMILY,
             size=(64, 64),
-            tokens=77,
+            prompt=Prompt({"text": torch.empty(1, 77, 768)}),
             images=images,
             edits=edits,
             evaluations=2 * images * (1 + edits),

@@ -77,7 +77,7 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     (FIT, "loss=ddd", "loss=ddd: take bridge, cds, csd, dds"),
     (FIT, "loss=ddd", "did you mean 'dds'"),
     (FIT, "loss.name=ddd", "loss.name=ddd: take bridge"),
-    (FIT, "loss.weight=sigma", "loss.weight=sigma: take one or sigma2"),
+    (FIT, "loss.weight=sigma", "loss.weight=sigma: take one, sigma2 or velocity"),
     ([*FIT, "loss=pds"], "loss.stride=-5", "loss.stride=-5: must be at least 1"),
     ([*FIT, "loss=pds"], "t_range=[1,500]", "give FIRST of at least that"),
     ([*FIT, "loss=nfsd"], "loss.negative=null", "loss.negative=null: expected text"),

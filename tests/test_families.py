@@ -1,164 +1,224 @@
-"""Another family of teachers, added by its own file and one line of the registry: PixArt-Sigma, a transformer that reads T5's
-masked prompts."""
+"""All families of teachers: predictions, latents and samples are those of diffusers' own pipelines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_families
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+from diffusers import DiffusionPipeline
+from shell import PROMPTS, fit, run
+from tiny_families import TINY
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
-from dds_train.diffusion.families import FAMILIES, DenoiserShape, Family
-from dds_train.distillation import Prompt
+from dds_train.diffusion.families import find_family
+from dds_train.diffusion.families.base import unpack
+from dds_train.diffusion.schedule import make_scheduler
 from dds_train.distillation.cache import SourceCache
+from dds_train.distillation.guidance import guided
+from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
+from dds_train.export import check_family
+from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.masks import automatic_mask
 from dds_train.methods.optimize import optimize_latent
+from dds_train.training.memory import step_bytes
 from dds_train.training.tasks import TaskBank
 from dds_train.translator import Task, TranslatorConfig, export_translator, load_translator, make_translator
 
-# ---------------------------------------------------------------- the family's file
-
-
-def shape(transformer: Any) -> DenoiserShape:
-    side = transformer["sample_size"]
-    return DenoiserShape(transformer["in_channels"], transformer["caption_channels"], (side, side), transformer["patch_size"])
-
-
-def check(transformer: Any, vae: Any, text_encoder: Any) -> None:
-    if transformer["in_channels"] != vae["latent_channels"]:
-        raise ValueError("its transformer and its VAE differ in channels")
-
-
-def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
-    text, mask, _, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
-    length = int(mask.sum(dim=1).max())
-    return Prompt({"text": text[:, :length], "mask": mask[:, :length]})
-
-
-def denoise(transformer: Any, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
-    sizes = {"resolution": None, "aspect_ratio": None}
-    return transformer(z_t, prompt["text"], t, sizes, encoder_attention_mask=prompt["mask"]).sample.chunk(2, dim=1)[0]
-
-
-PIXART = Family(
-    name="PixArt-Sigma",
-    denoiser="transformer",
-    network=PixArtTransformer2DModel,
-    last_layer="proj_out",
-    lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-    shape=shape,
-    check=check,
-    embed=embed,
-    denoise=denoise,
-)
-
-# ---------------------------------------------------------------- a tiny checkpoint
+# Z-Image's pipeline calls a guidance of 3 2; Qwen-Image's rescales the guided prediction; FLUX.1 has guidance as an input.
+REPOSITORY = Path(__file__).parents[1]
+OF_PIPELINE, OURS = {"z_image": 2.0, "qwen_image": 1.0, "flux": 3.5}, {"qwen_image": 1.0, "flux": 1.0}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((chr(c), -3.0) for c in range(33, 127))]
-    tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
-    text_encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4))
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 16, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-    )
-    transformer = PixArtTransformer2DModel(
-        sample_size=8,
-        num_layers=2,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=3,
-        caption_channels=32,
-        in_channels=4,
-        cross_attention_dim=24,
-        out_channels=8,
-    )
-    scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
-    path = tmp_path_factory.mktemp("pixart")
-    PixArtSigmaPipeline(tokenizer, text_encoder, vae, transformer, scheduler).save_pretrained(path)
-    return path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folders: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in folders:
+            torch.manual_seed(0)
+            folders[name] = tmp_path_factory.mktemp(name)
+            pipeline = TINY[name]()
+            for part in pipeline.components.values():
+                if isinstance(part, torch.nn.Module):
+                    part.eval()
+            pipeline.save_pretrained(folders[name])
+        return folders[name]
+
+    return get
+
+
+@pytest.fixture(params=TINY)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> DiffusionCheckpoint:
-    monkeypatch.setitem(FAMILIES, "PixArtSigmaPipeline", PIXART)
-    return DiffusionCheckpoint(str(folder))
+def checkpoint(name: str, folder: Callable[[str], Path]) -> DiffusionCheckpoint:
+    return DiffusionCheckpoint(str(folder(name)))
 
 
-def latents(count: int) -> Tensor:
-    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+@dataclass
+class Step:
+    """What a pipeline gives its scheduler, and gets."""
+
+    prediction: Tensor
+    t: Tensor
+    z_t: Tensor  # as the denoiser reads it
+    z: Tensor  # the next latents
 
 
-def test_it_is_refused_until_it_is_registered(folder: Path) -> None:
-    with pytest.raises(UserError, match="checkpoints of PixArtSigmaPipeline are not supported"):
-        DiffusionCheckpoint(str(folder)).teacher()
-
-
-def test_the_guided_prediction_is_that_of_its_pipeline(checkpoint: DiffusionCheckpoint, folder: Path) -> None:
-    """The pipeline's scheduler is shown the guided answer at every step; ours must be the same at the same latents."""
-    pipeline = PixArtSigmaPipeline.from_pretrained(folder)
+def run_pipeline(name: str, path: Path, side: int) -> tuple[list[Step], Tensor]:
+    """Three steps of diffusers' own pipeline, all latents as [B,C,h,w], and the image [1,3,H,W] in [-1,1]."""
+    pipeline = DiffusionPipeline.from_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
-    seen: list[tuple[Tensor, int, Tensor]] = []
-    step = pipeline.scheduler.step
+    steps: list[Step] = []
+    take = pipeline.scheduler.step
 
-    def spy(answer: Tensor, t: Any, z_t: Tensor, **options: Any) -> Any:
-        seen.append((answer, int(t), z_t))
-        return step(answer, t, z_t, **options)
+    def latents(x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            return x.float()
+        return x.transpose(1, 2).unflatten(2, (8, 8)) if name == "flux2_klein" else unpack(x, 8, 8)
+
+    def spy(prediction: Tensor, t: Tensor, z: Tensor, **options: Any) -> Any:
+        scaled = pipeline.scheduler.scale_model_input(z, t) if name == "sdxl" else z
+        result = take(prediction, t, z, **options)
+        steps.append(Step(latents(prediction), t, latents(scaled), latents(result[0])))
+        return result
 
     pipeline.scheduler.step = spy
-    pipeline("a cat", num_inference_steps=3, guidance_scale=4.0, height=32, width=32, use_resolution_binning=False)
-    condition = checkpoint.text_encoder().condition("a cat")
-    from dds_train.distillation.guidance import guided_eps
+    options: dict[str, Any] = {"num_inference_steps": 3, "height": side, "width": side, "output_type": "pt"}
+    options["true_cfg_scale" if name == "qwen_image" else "guidance_scale"] = OF_PIPELINE.get(name, 3.0)
+    if name in ("sana", "pixart_sigma"):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
+    image = pipeline(prompt="a cat", generator=torch.Generator().manual_seed(0), **options).images
+    return steps, 2 * image - 1
 
+
+def test_predictions_and_images_are_those_of_diffusers(name: str, checkpoint: DiffusionCheckpoint) -> None:
+    """At the latents and times of its pipeline's steps: sign, packing, time, guidance, prompts and scaling."""
+    teacher, autoencoder, text = checkpoint.teacher(), checkpoint.autoencoder(), checkpoint.text_encoder()
+    steps, image = run_pipeline(name, Path(checkpoint.path), max(32, 8 * autoencoder.factor))
+    condition, guidance = text.condition("a cat"), OURS.get(name, 3.0)
     with torch.no_grad():
-        for answer, t, z_t in seen:
-            got = guided_eps(checkpoint.teacher(), z_t, torch.tensor([t]), condition, 4.0)
-            torch.testing.assert_close(got, answer, rtol=1e-3, atol=1e-4)
+        for step in steps:
+            if teacher.is_flow:
+                got = guided(teacher.predict, step.z_t, step.t.float().reshape(1) / 1000, condition, guidance)
+            else:
+                got = guided(teacher.predict_eps, step.z_t, step.t.long().reshape(1), condition, guidance)
+            torch.testing.assert_close(got, step.prediction, rtol=1e-3, atol=2e-4)
+    torch.testing.assert_close(autoencoder.decode(steps[-1].z), image, rtol=0, atol=1e-4)
+    torch.testing.assert_close(autoencoder.encode(image).shape, steps[-1].z.shape)
 
 
-def test_methods_take_it(checkpoint: DiffusionCheckpoint) -> None:
-    teacher, z = checkpoint.teacher(), latents(2)
-    table = PromptTable.of(checkpoint.text_encoder(), ["a cat", "a photo of a lion", "ugly"])
-    source, target = table.condition(["a cat"] * 2), table.condition(["a photo of a lion", "a cat"], "ugly")
+def test_losses_are_those_of_the_networks_noise(checkpoint: DiffusionCheckpoint) -> None:
+    """The noise that a velocity implies: ``z_t - alpha z`` over sigma, of the clean latent ``z_t - sigma v``."""
+    teacher = checkpoint.teacher()
+    if not teacher.is_flow:
+        return
+    prompt, t = checkpoint.text_encoder().embed(["a cat", "a lion"]), torch.tensor([100, 900])
+    z_t = latents(2, teacher.latent_shape[0])
+    alpha, sigma = teacher.schedule.at(t)
+    assert torch.allclose(alpha + sigma, torch.ones(2, 1, 1, 1))
+    with torch.no_grad():
+        clean = z_t - sigma * teacher.predict(z_t, sigma.flatten(), prompt)
+        torch.testing.assert_close(teacher.predict_eps(z_t, t, prompt), (z_t - alpha * clean) / sigma, rtol=1e-3, atol=1e-4)
+
+
+def test_methods_take_all_families(checkpoint: DiffusionCheckpoint) -> None:
+    teacher, text = checkpoint.teacher(), checkpoint.text_encoder()
+    z = latents(2, teacher.latent_shape[0])
+    table = PromptTable.of(text, ["a cat", "a photo of a lion"])
+    source, target = table.condition(["a cat"] * 2), table.condition(["a photo of a lion", "a cat"])
+    guidance = 3.0 if checkpoint.family.has_null else 1.0
     ends = []
     for model in (teacher, cached := SourceCache(teacher, {}), cached):
-        *_, last = optimize_latent(model, z, source, target, loss="dds", steps=3, guidance=3.0)
+        *_, last = optimize_latent(model, z, source, target, loss="dds", steps=2, guidance=guidance)
         ends.append(last.z)
     assert torch.equal(ends[1], ends[2])
     assert cached.hits == cached.queries // 2
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(ends[0][0], z[0])
-    torch.testing.assert_close(ends[0][1], z[1], rtol=1e-4, atol=1e-4)  # its target is its source: nothing to do
+    torch.testing.assert_close(ends[0][1], z[1], rtol=1e-3, atol=1e-3)  # its target is its source: nothing to do
     assert automatic_mask(teacher, z, source, target, maps=2).shape == (2, 1, 8, 8)
-    assert sample_latents(teacher, checkpoint.sampler(), target, [0, 1], steps=2).shape == z.shape
-    assert checkpoint.autoencoder().decode(z).shape == (2, 3, 32, 32)
-    assert checkpoint.image_size() == (32, 4)
-    with pytest.raises(UserError, match="loss cds: self-attention features of PixArt-Sigma are not available"):
-        optimize_latent(teacher, z, source, target, loss="cds", steps=1).__next__()
+    sampled = sample_latents(teacher, checkpoint.sampler(), target, [0, 1], steps=2, size=(8, 8), guidance=guidance)
+    assert sampled.shape == z.shape
+    assert sampled.isfinite().all()
+    assert checkpoint.autoencoder().decode(z).shape[-1] == 8 * checkpoint.autoencoder().factor
+
+
+def test_samples_of_a_flow_are_those_of_diffusers(folder: Callable[[str], Path]) -> None:
+    """FLUX.1, whose pipeline gives its scheduler the same even times."""
+    checkpoint = DiffusionCheckpoint(str(folder("flux")))
+    checkpoint.family.shape(checkpoint.teacher().network.config)
+    steps, _ = run_pipeline("flux", folder("flux"), 8 * checkpoint.autoencoder().factor)
+    scheduler = checkpoint.sampler()
+    scheduler.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+    tokens = 16  # of the pipeline's image; the checkpoint's schedule is that of 1024 x 1024 pixels
+    expected = make_scheduler({"use_dynamic_shifting": True}, {"FlowMatchEulerDiscreteScheduler"}, tokens)
+    expected.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+    torch.testing.assert_close(torch.stack([step.t for step in steps]), expected.timesteps, rtol=1e-4, atol=1e-2)
+    assert (scheduler.timesteps[1:] > expected.timesteps[1:]).all()
+
+
+def test_baselines_of_a_flow(folder: Callable[[str], Path]) -> None:
+    """SDEdit at full strength is sampling; inversion and its way back meet as steps grow, first order in their size."""
+    checkpoint = DiffusionCheckpoint(str(folder("sd3")))
+    teacher, condition = checkpoint.teacher(), checkpoint.text_encoder().condition("a cat")
+    z, eps = latents(1, 4), torch.stack([torch.randn(4, 8, 8, generator=seeded_rng("sample", 3))])
+    sampled = sample_latents(teacher, checkpoint.sampler(), condition, [3], steps=4, guidance=1.0)
+    edited = sdedit_latent(teacher, checkpoint.ddim(), z, condition, eps, strength=1.0, steps=4, guidance=1.0)
+    torch.testing.assert_close(edited, sampled)
+    weaker = sdedit_latent(teacher, checkpoint.ddim(), z, condition, eps, strength=0.25, steps=4, guidance=1.0)
+    assert (weaker - z).norm() < (edited - z).norm()
+    errors = []
+    for steps in (10, 40):
+        parts = teacher, checkpoint.ddim_inverse(), checkpoint.ddim()
+        errors.append((ddim_swap_latent(*parts, z, condition, condition, steps=steps, guidance=1.0) - z).norm())
+    assert errors[1] < errors[0] / 3
+    assert errors[1] < 0.1 * z.norm()
+
+
+@pytest.mark.parametrize("kind", ["lora", "teacher_init"])
+def test_memory_and_checkpointing(checkpoint: DiffusionCheckpoint, kind: str) -> None:
+    """Recomputed activations change no gradient; memory is known for all families before training."""
+    teacher, prompt = checkpoint.teacher(), checkpoint.text_encoder().embed(["a lion", "a dog"])
+    z = latents(2, teacher.latent_shape[0])
+    config = {"kind": kind}
+    gradients = []
+    for checkpointing in (False, True):
+        own = DiffusionCheckpoint(checkpoint.path)
+        torch.manual_seed(0)
+        translator = make_translator(config, own.load_denoiser, own.family).train()
+        with torch.no_grad():
+            for parameter in translator.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+        if checkpointing:
+            translator.enable_gradient_checkpointing()
+        translator(z, prompt, torch.ones(2)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in translator.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 4
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    options: dict[str, Any] = {"size": (8, 8), "prompt": prompt, "edits": 1, "evaluations": 4, "checkpointing": False}
+    options |= {"translator_dtype": torch.float32, "teacher_dtype": torch.float32}
+    sizes = [step_bytes(config, teacher.network.config, checkpoint.family, images=n, **options) for n in (1, 8)]
+    assert 0 < sizes[0] < sizes[1]
 
 
 def test_prompts_of_any_length_in_a_table_on_disk(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
     table = PromptTable.of(checkpoint.text_encoder(), ["a cat", "a much longer prompt"])
     table.save(tmp_path / "prompts.safetensors")
     again = PromptTable.load(tmp_path / "prompts.safetensors")
-    z, t = latents(1), torch.tensor([500])
+    teacher, t = checkpoint.teacher(), torch.tensor([500])
+    z = latents(1, teacher.latent_shape[0])
     with torch.no_grad():
         for text, prompt in table.rows.items():
-            expected = checkpoint.teacher().predict_eps(z, t, prompt)
-            torch.testing.assert_close(checkpoint.teacher().predict_eps(z, t, again.rows[text]), expected)
+            expected = teacher.predict_eps(z, t, prompt)
+            torch.testing.assert_close(teacher.predict_eps(z, t, again.rows[text]), expected)
     tasks = {"lion": Task("a cat", "a much longer prompt", "a cat")}
     source, target = TaskBank.embed(tasks, again).conditions(torch.tensor([0, 0]), None)
     assert target.text["text"].shape == source.text["text"].shape == source.null["text"].shape
@@ -166,20 +226,72 @@ def test_prompts_of_any_length_in_a_table_on_disk(checkpoint: DiffusionCheckpoin
 
 @pytest.mark.parametrize("kind", ["unet", "lora", "teacher_init"])
 def test_translators_of_all_kinds(checkpoint: DiffusionCheckpoint, tmp_path: Path, kind: str) -> None:
-    teacher, z = checkpoint.teacher(), latents(2)
+    teacher = checkpoint.teacher()
+    z = latents(2, teacher.latent_shape[0])
     prompt = checkpoint.text_encoder().embed("a lion").expand(2)
-    before = teacher.predict_eps(z, torch.tensor([100, 800]), prompt)
+    with torch.no_grad():
+        before = teacher.predict_eps(z, torch.tensor([100, 800]), prompt)
     options = {"channels": [16, 32], "groups": 8, "heads": 2} if kind == "unet" else {}
     translator = make_translator({"kind": kind, **options}, lambda: teacher.network, checkpoint.family)
-    assert (translator.latent_channels, translator.text_dim) == (4, 32)
-    assert torch.equal(translator(z, prompt, torch.ones(2)), z)
+    assert (translator.latent_channels, translator.text_dim) == (z.shape[1], prompt["text"].shape[-1])
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        assert torch.equal(translator(z, prompt, torch.ones(2)), z)
         for parameter in translator.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
         changed = translator(z, prompt, torch.ones(2))
-    assert not torch.allclose(changed, z)
-    assert torch.equal(teacher.predict_eps(z, torch.tensor([100, 800]), prompt), before)
-    export_translator(tmp_path, translator, TranslatorConfig({}, checkpoint.path, translator.config))
+        assert not torch.allclose(changed, z)
+        assert torch.equal(teacher.predict_eps(z, torch.tensor([100, 800]), prompt), before)
+    export_translator(tmp_path, translator, TranslatorConfig({"lion": Task("a cat", "a lion", "a lion")}, checkpoint.path, translator.config))
     with torch.no_grad():
         assert torch.equal(load_translator(tmp_path)[0](z, prompt, torch.ones(2)), changed)
+
+
+@pytest.mark.parametrize(
+    ("loss", "guidance", "key"),
+    [("dds", 7.5, "guidance=7.5"), ("csd", 1.0, "loss=csd"), ("ssd", 1.0, "loss=ssd"), ("ids", 2.0, "guidance=2")],
+)
+def test_the_null_prompt_is_not_asked_of_distilled_guidance(
+    folder: Callable[[str], Path], loss: str, guidance: float, key: str
+) -> None:
+    checkpoint = DiffusionCheckpoint(str(folder("flux")))
+    with pytest.raises(UserError, match=f"{key}: FLUX.1 dev has guidance as an input"):
+        checkpoint.check_guidance(loss, guidance)
+    checkpoint.check_guidance("dds", 1.0)
+    DiffusionCheckpoint(str(folder("sd3"))).check_guidance(loss, guidance)
+
+
+def test_only_standalone_families_are_exported_for_diffusers(folder: Callable[[str], Path]) -> None:
+    check_family("safetensors", find_family("FluxPipeline"))
+    check_family("onnx", find_family("StableDiffusionPipeline"))
+    with pytest.raises(UserError, match="format=onnx: not available for translators on FLUX"):
+        check_family("onnx", find_family("FluxPipeline"))
+
+
+@pytest.mark.slow
+def test_commands_on_a_flow(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """fit, predict, optimize and evaluate, as a user types them, on Stable Diffusion 3."""
+    teacher, cat = folder("sd3"), REPOSITORY / "data" / "examples" / "cat1.png"
+    fit(teacher, tmp_path, "translator=lora", "guidance.end=2")
+    run("predict", "ckpt=run/translator", f"image={cat}", "output_dir=edited", cwd=tmp_path)
+    run("optimize", *PROMPTS, f"image={cat}", f"teacher.path={teacher}", "steps=2", "output_dir=optimized", cwd=tmp_path)
+    methods = ("methods=[dds,sdedit,ddim_inversion]", "critters.count=2", "steps=2", "lpips.nets=[]")
+    run("evaluate", *methods, f"teacher.path={teacher}", "output_dir=evaluated", cwd=tmp_path)
+    assert all((tmp_path / name).exists() for name in ("edited/cat1.png", "optimized/cat1.png", "evaluated/table.md"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("flux", {"guidance_embeds": False}, "step-distilled .* take black-forest-labs/FLUX.1-dev"),
+        ("flux2_klein", {"is_distilled": True}, "step-distilled .* take black-forest-labs/FLUX.2-klein-base-4B"),
+    ],
+)
+def test_step_distilled_models_are_refused(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:
+    getattr(tiny_families, name)(**options).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        DiffusionCheckpoint(str(tmp_path)).teacher()
+
+
+def latents(count: int, channels: int) -> Tensor:
+    return torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(0))

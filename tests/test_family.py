@@ -48,6 +48,23 @@ def written_out(name: str) -> Tensor:
     late = (T >= 200).view(-1, 1, 1, 1)
     alpha, sigma = TEACHER.schedule.at(T)
     shift = (alpha * Z + sigma * EPS) - (alpha * ZS + sigma * EPS)
+    tau = sigma / (alpha + sigma)
+    moving = (1 - T / 1000).view(-1, 1, 1, 1)
+
+    def v(z: Tensor, prompt: Prompt | None, point: Tensor | float = 0.0) -> Tensor:
+        """The velocity of the teacher seen as a flow, eps minus the clean latent, at z_t + point sigma change."""
+        assert prompt is not None
+        z_t = alpha * z + sigma * EPS + point * sigma * (Z - ZS)
+        x = z_t / (alpha + sigma)
+        return (TEACHER.predict_eps(z_t, T, prompt) - x) / (1 - tau)
+
+    def v_w(z: Tensor, w: float, cond: Condition, point: Tensor | float = 0.0) -> Tensor:
+        return v(z, cond.null, point) + w * (v(z, cond.text, point) - v(z, cond.null, point))
+
+    v_p = v(Z, SOURCE.text, 1.0) + W * (v(Z, TARGET.text, 1.0) - v(Z, SOURCE.text, 1.0))
+    v_s = v(ZS, SOURCE.text)
+    x_p, x_s = ((alpha * one + sigma * EPS) / (alpha + sigma) for one in (Z, ZS))
+    clean_p, clean_s = x_p + tau * (Z - ZS) - tau * v_p, x_s - tau * v_s
     lusd = 0.98 * (target - source) + 0.02 * (Z - ZS)
     return {
         "sds": null + W * (target - null) - EPS,
@@ -58,6 +75,9 @@ def written_out(name: str) -> Tensor:
         "bridge": W * (target - source),
         "ssd": 0.5 * 2 * (source - e(ZS, SOURCE.null)) + 0.5 * W * (target - source) + 5.5 * (target - null)
         + 0.075 * torch.exp(T / 1000).view(-1, 1, 1, 1) * shift,
+        "drfs": v_w(Z, W, TARGET, moving) - v_w(ZS, W, SOURCE) + (1 - moving) * (Z - ZS),
+        "flowedit": v_w(Z, W, TARGET, 1.0) - v_w(ZS, W, SOURCE),
+        "flowalign": v_p - v_s - 0.33 * (clean_s - clean_p),
         "lusd": W * lusd / lusd.flatten(1).std(1).view(-1, 1, 1, 1),
     }[name]  # fmt: skip
 
@@ -78,7 +98,19 @@ def test_unused_predictions_are_not_computed(name: str) -> None:
             return super().predict_eps(z_t, t, prompt)
 
     LOSSES[name](Counting(TEACHER.schedule), ZS, Z, SOURCE, TARGET, T, EPS, W)
-    forwards = {"sds": 2, "dds": 4, "pds": 4, "nfsd": 3, "csd": 2, "bridge": 2, "ssd": 4, "lusd": 2}
+    forwards = {
+        "sds": 2,
+        "dds": 4,
+        "pds": 4,
+        "nfsd": 3,
+        "csd": 2,
+        "bridge": 2,
+        "ssd": 4,
+        "lusd": 2,
+        "drfs": 4,
+        "flowedit": 4,
+        "flowalign": 3,
+    }
     assert rows == [forwards[name] * B]
 
 
@@ -92,6 +124,28 @@ def test_batched_edits_equal_single_edits(name: str) -> None:
     for number, (z, target) in enumerate(((Z, TARGET), (latents(4), other))):
         alone = LOSSES[name](TEACHER, ZS, z, SOURCE, target, T, EPS, W).grad
         torch.testing.assert_close(both[number::2], alone)
+
+
+@pytest.mark.parametrize("name", ["dds", "drfs", "flowedit"])
+def test_the_source_branch_has_a_guidance_of_its_own(name: str) -> None:
+    loss = LOSSES[name]
+    same, other = (loss(TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W, source_guidance=w).grad for w in (W, 1.5))
+    torch.testing.assert_close(same, loss(TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W).grad, rtol=0, atol=0)
+    direction = e(ZS, SOURCE.text) - e(ZS, SOURCE.null)
+    alpha, sigma = TEACHER.schedule.at(T)
+    expected = (W - 1.5) * direction * (1.0 if name == "dds" else (alpha + sigma) / alpha)
+    torch.testing.assert_close(other - same, expected)
+
+
+def test_velocity_weight_makes_dds_that_of_velocities() -> None:
+    """In a flow, and in a variance-preserving teacher seen as one."""
+    alpha, sigma = TEACHER.schedule.at(T)
+    got = make_loss("dds", weight="velocity")(TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, 1.0).grad
+
+    def v(z: Tensor, prompt: Prompt) -> Tensor:
+        return (e(z, prompt) - (alpha * z + sigma * EPS) / (alpha + sigma)) * (alpha + sigma) / alpha
+
+    torch.testing.assert_close(got, v(Z, TARGET.text) - v(ZS, SOURCE.text) + (Z - ZS))
 
 
 def test_identity_term_of_pds_decreases_with_t() -> None:
@@ -151,7 +205,7 @@ def test_losses_are_made_by_name_with_their_options_checked() -> None:
     for name, options, reason in (
         ("ddss", {}, "loss must be one of sds, dds, .*vsd, got 'ddss'"),
         ("pds", {"strid": 5}, "loss pds has no option strid; it takes weight, stride"),
-        ("dds", {"weight": "sigma3"}, "weight must be one of one, sigma2, got 'sigma3'"),
+        ("dds", {"weight": "sigma3"}, "weight must be one of one, sigma2, velocity, got 'sigma3'"),
         ("vsd", {}, "loss vsd fits a second model to the edits: give `student`"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.families import FAMILIES
+from dds_train.diffusion.families import find_family
 from dds_train.distillation import Prompt
 from dds_train.training.memory import PeakMemory, step_bytes
 from dds_train.translator import (
@@ -26,7 +26,7 @@ from dds_train.translator import (
 )
 
 B = 3
-FAMILY = FAMILIES["StableDiffusionPipeline"]
+FAMILY = find_family("StableDiffusionPipeline")
 
 
 def inputs() -> tuple[Tensor, Prompt, Tensor]:
@@ -178,7 +178,7 @@ def test_memory_of_a_step_falls_with_checkpointing_and_grows_with_the_batch(chec
             checkpoint.teacher().network.config,
             FAMILY,
             size=(32, 32),
-            tokens=77,
+            prompt=Prompt({"text": torch.empty(1, 77, 32)}),
             images=images,
             edits=1,
             evaluations=4,

@@ -31,7 +31,15 @@ from dds_train.distillation.guidance import guided_eps
 from dds_train.distillation.losses import loss_options, make_loss
 from dds_train.methods.student import LoRAStudent
 
-OTHER = {"weight": "sigma2", "pools": [2], "patches": 8, "clean_below": 950, "stride": 5, "iterations": 1}
+OTHER = {
+    "source_guidance": 2.0,
+    "weight": "sigma2",
+    "pools": [2],
+    "patches": 8,
+    "clean_below": 950,
+    "stride": 5,
+    "iterations": 1,
+}
 OPTIONS = [
     (path.stem, option)
     for path in sorted((CONF / "loss").glob("*.yaml"))

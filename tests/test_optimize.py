@@ -13,6 +13,7 @@ from torch import Tensor
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import LOSSES, Condition, Distilled, Prompt, dds_loss
 from dds_train.distillation.cache import SourceCache
+from dds_train.distillation.inject import inject
 from dds_train.errors import UserError
 from dds_train.methods.masks import automatic_mask, feathered, latent_mask, on_background, pixel_mask
 from dds_train.methods.optimize import ConvergenceDetector, Step, optimize_latent
@@ -308,3 +309,20 @@ def test_a_store_is_a_dict_of_tensors(tmp_path: Path) -> None:
     (tmp_path / "b.sqlite").write_text("not a data base, but a text that is long enough to be looked at" * 20)
     with pytest.raises(UserError, match="cannot be used as a cache"):
         TensorStore(tmp_path / "b.sqlite")
+
+
+def test_descending_timesteps_go_evenly_from_the_last_to_the_first() -> None:
+    seen: list[int] = []
+
+    def loss(
+        teacher: object, z_source: Tensor, z: Tensor, source: object, target: object, t: Tensor, *rest: object
+    ) -> Distilled:
+        seen.append(int(t))
+        return inject(z, torch.zeros_like(z))
+
+    z, prompt = torch.zeros(1, 4, 2, 2, dtype=torch.float64), condition(0.0)
+    teacher = GaussianTeacher(schedule())
+    list(optimize_latent(teacher, z, prompt, prompt, loss=loss, steps=5, t_range=(100, 600), t_order="descending"))
+    assert seen == [599, 499, 399, 299, 199]
+    with pytest.raises(ValueError, match="t_order must be one of random, descending"):
+        optimize_latent(teacher, z, prompt, prompt, steps=1, t_order="up")

@@ -155,7 +155,7 @@ PathTexts = Annotated[str | list[str], FreeText(is_path=True), PlainValidator(on
 ModelPath = Annotated[AnyPath, AfterValidator(folder_or_hub_id)]
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Weight = Literal["one", "sigma2"]
+Weight = Literal["one", "sigma2", "velocity"]
 
 
 def exists(remedy: str, *otherwise: str) -> AfterValidator:
@@ -350,6 +350,9 @@ LOSS_OPTIONS: dict[str, Any] = {
     "contrast": AtLeastZero,
     "rate": AtLeastZero,
     "identity": AtLeastZero,
+    "source_guidance": AtLeastZero | None,
+    "shift": AtLeastZero,
+    "align": AtLeastZero,
 }
 
 
@@ -676,6 +679,7 @@ class OptimizeConfig(Section):
     guidance: AtLeastZero
     lr: Rate
     t_range: TimestepRange
+    t_order: Literal["random", "descending"]
     early_stop: Annotated[EarlyStop, Short("tolerance")]
     mask: Mask | None
     auto_mask: AutoMask

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dds_train.cli.schema import ExportConfig
-from dds_train.export import check_packages, export_folder
+from dds_train.export import check_family, check_packages, export_folder
 from dds_train.export.model_card import evaluation_note, model_card, training_notes
 from dds_train.export.upload import upload
 from dds_train.images.files import save_image
@@ -28,6 +28,7 @@ def run(config: ExportConfig) -> None:
         evaluation = [evaluation_note(config.metrics)] if config.metrics else []
         # On the CPU and in float32, so that the files do not depend on this machine.
         translator = Translator.from_pretrained(ckpt, device="cpu", dtype="float32", teacher=config.teacher.path)
+        check_family(config.format, translator.checkpoint.family)
         tasks = translator.config.tasks
         weights = {"ckpt": weights_digest(ckpt), "teacher": translator.checkpoint.digest("vae", "text")}
         record.claim({**config.model_dump(), **weights}, free=FREE)

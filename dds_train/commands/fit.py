@@ -38,6 +38,7 @@ def run(config: FitConfig) -> None:
         tasks = make_tasks(**config.model_dump(include={"tasks", "source", "target", "instruction"}))
         options = config.loss.model_dump()
         negative, loss = options.pop("negative", None), make_loss(**options)
+        checkpoint.check_guidance(config.loss.name, config.guidance.end, "guidance.end")
         optimizer, scheduler, source_class = make(config.optimizer), make(config.scheduler), make(config.data)
         extra = config.logger.extra
         logger = make(extra, **resolved_offline(extra.model_dump())) if extra else None

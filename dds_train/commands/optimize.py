@@ -70,6 +70,7 @@ def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> 
     if config.gradient_checkpointing:
         teacher.enable_gradient_checkpointing()
     stop, loss = config.early_stop, config.loss.model_dump(exclude={"negative"})
+    checkpoint.check_guidance(loss["name"], config.guidance)
     return BatchOptimizer(
         teacher=with_source_cache(config.cache, checkpoint),
         autoencoder=checkpoint.autoencoder(),
@@ -81,6 +82,7 @@ def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> 
         steps=config.steps,
         guidance=config.guidance,
         t_range=teacher.timestep_range(config.t_range),
+        t_order=config.t_order,
         negative=getattr(config.loss, "negative", None),
         convergence=partial(ConvergenceDetector, stop.window, stop.tolerance) if stop.tolerance > 0 else None,
         snapshots=config.snapshots,

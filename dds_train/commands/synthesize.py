@@ -17,6 +17,7 @@ def run(config: SynthesizeConfig) -> None:
     rank, world_size = rank_and_world()
     device, folder, clip = find_rank_device(config.device), Path(config.output_dir), config.clip
     checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
+    checkpoint.check_guidance("dds", config.guidance)
     prompt_settings = config.model_dump(include={"tasks", "source", "target", "instruction"})
     tasks = make_tasks(**prompt_settings) if config.target or config.tasks else {}
     templates = config.prompts or as_templates(dict.fromkeys([task.source for task in tasks.values()] or [str(config.source)]))

@@ -46,6 +46,7 @@ class SyntheticSource:
         seed: int,
         cache: str | None,
     ) -> None:
+        checkpoint.check_guidance("dds", guidance, "data.guidance")
         self.checkpoint, self.batch_size = checkpoint, batch_size
         filled_prompts = fill_all(*read_prompts(prompts, words), count, seed)
         self.recipe = recipe_for(checkpoint, filled_prompts, guidance=guidance, steps=steps, seed=seed, per_shard=PER_SHARD)

@@ -17,7 +17,7 @@ class Autoencoder(Frozen):
         super().__init__(vae, device, dtype)
         self.family = family
         self.factor = family.vae_factor(self.network.config)  # pixels per latent
-        self.channels: int = self.network.config.latent_channels
+        self.channels = family.vae_channels(self.network.config)
 
     @torch.no_grad()
     def encode(self, image: Tensor, multiple: int | None = None) -> Tensor:

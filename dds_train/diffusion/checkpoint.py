@@ -2,8 +2,9 @@
 
 import inspect
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +12,17 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
 from torch import nn
 
 from dds_train.diffusion.autoencoder import Autoencoder
-from dds_train.diffusion.families import FAMILIES, Family
+from dds_train.diffusion.families import Family, find_family
 from dds_train.diffusion.frozen import Frozen
 from dds_train.diffusion.location import INDEX, fetched_folder, local_folder
 from dds_train.diffusion.part_files import (
@@ -26,17 +33,17 @@ from dds_train.diffusion.part_files import (
     refuse_pointers,
     weights_digests,
 )
+from dds_train.diffusion.schedule import make_scheduler
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
-from dds_train.distillation.noise import LEAST_SIGNAL, PREDICTION_TYPES, NoiseSchedule
+from dds_train.distillation.losses import needs_null
+from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
 from dds_train.errors import UserError
 from dds_train.runs.digest import digest
 
 BUNDLED = Path(__file__).parents[1] / "critters" / "teacher"
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 TEXT = ("tokenizer", "text_encoder")  # the folders that begin so
-# Samplers of one noise schedule, whose configurations DDIM reads: neither flow matching nor EDM's preconditioning.
-SCHEDULERS = set(DDIMScheduler._compatibles) - {"EDMEulerScheduler"}
 UNIMPORTANT = ("dtype", "torch_dtype", "transformers_version", "architectures")  # of configurations: differ between copies
 
 T = TypeVar("T")
@@ -63,11 +70,20 @@ class DiffusionCheckpoint:
 
     @property
     def family(self) -> Family:
-        name = self._index.get("_class_name")
-        if name not in FAMILIES:
-            supported = ", ".join(f"{family.name} ({known})" for known, family in FAMILIES.items())
-            raise UserError(f"teacher.path={self.path}: checkpoints of {name} are not supported; supported: {supported}")
-        return FAMILIES[name]
+        try:
+            return find_family(str(self._index.get("_class_name")))
+        except ValueError as error:
+            raise UserError(f"teacher.path={self.path}: {error}") from error
+
+    def check_guidance(self, loss: str, guidance: float, key: str = "guidance", **options: Any) -> None:
+        """Raises UserError, naming the configuration's `key`, if a loss needs the empty prompt, and guidance was distilled into
+        the model. Sampling needs what "dds" does."""
+        if self.family.has_null or not needs_null(loss, guidance, **options):
+            return
+        reason = f"{self.family.name} has guidance as an input and was trained on no empty prompt"
+        if guidance != 1:
+            raise UserError(f"{key}={guidance:g}: {reason}; take {key}=1")
+        raise UserError(f"loss={loss}: {reason}, which this loss needs; take loss=dds")
 
     @property
     def origin(self) -> str:
@@ -96,19 +112,26 @@ class DiffusionCheckpoint:
         result: nn.Module = Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network
         return result
 
-    def sampler(self) -> DPMSolverMultistepScheduler:
-        """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions."""
-        config = self._scheduler().config
-        return DPMSolverMultistepScheduler.from_config(config, prediction_type="epsilon", timestep_spacing="trailing")
+    def sampler(self) -> SchedulerMixin:
+        """DPM-Solver++ (arXiv 2211.01095) on the teacher's noise schedule, for noise predictions; Euler's method for a flow."""
+        scheduler = self._scheduler()
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            return scheduler
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, prediction_type="epsilon", timestep_spacing="trailing")
 
-    def ddim(self) -> DDIMScheduler:
-        """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions."""
-        config = self._scheduler().config
-        return _with_signal(DDIMScheduler.from_config(config, prediction_type="epsilon", clip_sample=False))
+    def ddim(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
+        """DDIM (arXiv 2010.02502) on the teacher's noise schedule, for noise predictions; Euler's method for a flow."""
+        scheduler = self._scheduler()
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            return scheduler
+        return _with_signal(DDIMScheduler.from_config(scheduler.config, prediction_type="epsilon", clip_sample=False))
 
-    def ddim_inverse(self) -> DDIMInverseScheduler:
+    def ddim_inverse(self) -> DDIMInverseScheduler | FlowMatchEulerDiscreteScheduler:
         """`ddim` in reverse, from images to noise."""
-        return _with_signal(DDIMInverseScheduler.from_config(self.ddim().config))
+        forward = self.ddim()
+        if isinstance(forward, FlowMatchEulerDiscreteScheduler):  # unshifted: it gets the times of `ddim`
+            return FlowMatchEulerDiscreteScheduler(forward.config.num_train_timesteps, invert_sigmas=True)
+        return _with_signal(DDIMInverseScheduler.from_config(forward.config))
 
     def image_size(self) -> tuple[int, int]:
         """The side in pixels of the images it was trained on, and the VAE's pixels per latent. Loads no weights."""
@@ -142,8 +165,11 @@ class DiffusionCheckpoint:
 
     def _load_teacher(self) -> Teacher:
         network, scheduler = self.load_denoiser(), self._scheduler()
-        schedule = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod)
-        return Teacher(network, self.family, schedule, scheduler.config.prediction_type, self.device, self.dtype)
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            schedule, kind = NoiseSchedule.flow(scheduler.config.num_train_timesteps, scheduler.shift), "flow"
+        else:
+            schedule, kind = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod), scheduler.config.prediction_type
+        return Teacher(network, self.family, schedule, kind, self.device, self.dtype)
 
     def _load_text_encoder(self) -> TextEncoder:
         family, pipeline = self.family, getattr(diffusers, self._index["_class_name"])
@@ -156,25 +182,29 @@ class DiffusionCheckpoint:
                 self._check_tokenizer(name, components[name], components[name.replace("tokenizer", "text_encoder")])
         return TextEncoder(pipeline(**components, **{**options, **family.pipeline_options}), family, self.device, self.dtype)
 
-    def _scheduler(self) -> DDIMScheduler:
+    def _scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
         """The noise schedule and prediction type, whatever sampler the checkpoint comes with."""
         config = read_json(self._folder("scheduler") / "scheduler" / "scheduler_config.json")
         names = {one for one in (config.get("_class_name"), *(self._index.get("scheduler") or ())[1:]) if one}
-        prediction = config.get("prediction_type", "epsilon")
-        if names - SCHEDULERS or prediction not in PREDICTION_TYPES or config.get("use_flow_sigmas"):
-            raise self._refusal(
-                f"its scheduler is {' or '.join(sorted(names))} for prediction type {prediction}; {self.family.name} needs "
-                f"{', '.join(sorted(SCHEDULERS))}, without flow matching"
-            )
-        return self._load("scheduler", DDIMScheduler)
+        tokens = None
+        if self.family.is_flow:
+            shape = self.family.shape(self._config(self.family.denoiser))
+            tokens = math.prod(shape.size) // shape.stride**2
+        try:
+            return make_scheduler(config, names, tokens, self.family.mu)
+        except ValueError as error:
+            raise self._refusal(str(error)) from error
 
     def _check(self) -> None:
         """Refuse what the configurations alone show not to work, before any weights are read."""
         family = self.family
-        try:
+
+        def config(part: str) -> Mapping[str, Any]:
             # Training on latents and embedded prompts needs neither VAE nor text encoder.
-            others = (self._config(part) if (self._folder() / part).is_dir() else {} for part in ("vae", "text_encoder"))
-            family.check(self._config(family.denoiser), *others)
+            return self._index if part == "model_index" else self._config(part) if (self._folder() / part).is_dir() else {}
+
+        try:
+            family.check(config)
         except KeyError as error:
             raise self._refusal(f"a config.json has no {error}") from error
         except ValueError as error:
@@ -187,7 +217,8 @@ class DiffusionCheckpoint:
                 f"its {name} has tokens up to number {last}, its text encoder embeddings for {rows}; take the {name} that it "
                 "was trained with, or resize the embeddings (textual inversion)"
             )
-        positions = getattr(text_encoder.config, "max_position_embeddings", None)
+        # Of CLIP, whose positions are a table; pipelines of other encoders pad to a length of their own.
+        positions = text_encoder.config.max_position_embeddings if text_encoder.config.model_type.startswith("clip") else None
         if positions is not None and tokenizer.model_max_length > positions:
             raise self._refusal(
                 f"its {name} has model_max_length {tokenizer.model_max_length}, its text encoder {positions} positions; "

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
 from dds_train.diffusion.teacher import Teacher
-from dds_train.distillation.guidance import Condition, guided_eps
+from dds_train.distillation.guidance import Condition, guided, guided_eps
 from dds_train.distillation.noise import ScoreModel
 from dds_train.distillation.rng import seeded_rng
 
@@ -39,9 +39,17 @@ def sample_latents(
     channels, *own = teacher.latent_shape
     shape = (channels, *(size or own))
     z = torch.stack([torch.randn(shape, generator=seeded_rng("sample", seed)) for seed in seeds]).to(teacher.device)
-    scheduler.set_timesteps(steps)
-    z = z * scheduler.init_noise_sigma
+    set_steps(scheduler, steps)
+    if not teacher.is_flow:
+        z = z * scheduler.init_noise_sigma
     return denoise(teacher, scheduler, z, scheduler.timesteps, condition, guidance)
+
+
+def set_steps(scheduler: SchedulerMixin, steps: int) -> None:
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # evenly before the shift: by itself it would shift twice
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
+    else:
+        scheduler.set_timesteps(steps)
 
 
 @torch.no_grad()
@@ -51,7 +59,12 @@ def denoise(
     """Integrate z [B,C,h,w] over the scheduler's `timesteps`; `condition` has B prompts, or one."""
     condition = condition.expand(len(z))
     for t in timesteps:
-        z_t = scheduler.scale_model_input(z, t)
-        eps = guided_eps(teacher, z_t, t.to(z.device).long().expand(len(z)), condition, guidance)
-        z = scheduler.step(eps, t, z).prev_sample
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            time = (t / scheduler.config.num_train_timesteps).to(z.device).expand(len(z))
+            # Not noise, of which the velocity cannot be told at sigma = 1.
+            prediction = guided(teacher.predict, z, time, condition, guidance)  # type: ignore[attr-defined]
+        else:
+            z_t = scheduler.scale_model_input(z, t)
+            prediction = guided_eps(teacher, z_t, t.to(z.device).long().expand(len(z)), condition, guidance)
+        z = scheduler.step(prediction, t, z).prev_sample
     return z

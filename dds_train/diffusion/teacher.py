@@ -58,10 +58,23 @@ class Teacher(Frozen):
 
     def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """z_t [N,C,h,w], integer t [N], N prompts -> predicted noise [N,C,h,w], float32; differentiable in z_t."""
+        return self.schedule.eps_from(self.predict(z_t, self.time(t), prompt), z_t.float(), t, self.prediction_type)
+
+    def predict(self, z_t: Tensor, time: Tensor, prompt: Prompt) -> Tensor:
+        """The network's own prediction [N,C,h,w]: z_t [N,C,h,w], time [N] (integer timesteps; sigma for a flow), N prompts.
+
+        In float32: guidance and differences amplify the rounding of half precision.
+        """
         with self.own_precision():
-            prediction = self.family.denoise(self.network, z_t.to(self.dtype), t, prompt.to(dtype=self.dtype))
-        # In float32 from here on: guidance and differences amplify the rounding of half precision.
-        return self.schedule.eps_from(prediction.float(), z_t.float(), t, self.prediction_type)
+            return self.family.denoise(self.network, z_t.to(self.dtype), time, prompt.to(dtype=self.dtype)).float()
+
+    def time(self, t: Tensor) -> Tensor:
+        """Integer timesteps [N] as its network counts them, [N]."""
+        return self.schedule.sigma[t] if self.is_flow else t
+
+    @property
+    def is_flow(self) -> bool:
+        return self.prediction_type == "flow"
 
     def features(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> list[Tensor]:
         """Outputs of the decoder's self-attention layers for z_t [N,C,h,w], integer t [N], N prompts: each

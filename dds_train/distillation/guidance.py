@@ -9,6 +9,8 @@ from torch import Tensor
 from dds_train.distillation.noise import ScoreModel
 from dds_train.distillation.prompt import Prompt
 
+Predict = Callable[[Tensor, Tensor, Prompt], Tensor]  # (z_t [N,C,h,w], time [N], N prompts) -> [N,C,h,w]
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -42,8 +44,13 @@ def guided_eps(teacher: ScoreModel, z_t: Tensor, t: Tensor, condition: Condition
 
     `guidance` is w; at 1 the empty prompt cancels and is not evaluated.
     """
+    return guided(teacher.predict_eps, z_t, t, condition, guidance)
+
+
+def guided(predict: Predict, z_t: Tensor, t: Tensor, condition: Condition, guidance: float) -> Tensor:
+    """`guided_eps` for any prediction of a network: guidance is linear."""
     if guidance == 1:
-        return teacher.predict_eps(z_t, t, condition.text)
+        return predict(z_t, t, condition.text)
     both = Prompt.cat([condition.text, condition.null])
-    text, null = teacher.predict_eps(torch.cat([z_t, z_t]), torch.cat([t, t]), both).chunk(2)
+    text, null = predict(torch.cat([z_t, z_t]), torch.cat([t, t]), both).chunk(2)
     return null + guidance * (text - null)

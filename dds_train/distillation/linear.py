@@ -16,7 +16,7 @@ from dds_train.distillation.inject import Distilled, inject
 from dds_train.distillation.noise import NoiseSchedule, ScoreModel
 from dds_train.distillation.prompt import Prompt
 
-WEIGHTS = ("one", "sigma2")
+WEIGHTS = ("one", "sigma2", "velocity")
 PerImage = TypeVar("PerImage", Tensor, Prompt)
 
 
@@ -33,6 +33,7 @@ TERMS = {
     "eps": "the noise",
     "change": "z_target - z_source",
 }
+POINT = "point"  # no term: the edit's branch is evaluated at z_t + point sigma change
 Coefficients = dict[str, Tensor | float]  # of terms: a number, or one for each edit, [B,1,1,1]
 
 
@@ -45,15 +46,19 @@ def sds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Coefficients:
     return {"edit_target": guidance, "edit_null": 1 - guidance, "eps": -1.0}
 
 
-def dds(noise: NoiseSchedule, t: Tensor, guidance: float) -> Coefficients:
+def dds(noise: NoiseSchedule, t: Tensor, guidance: float, source_guidance: float | None = None) -> Coefficients:
     """Delta Denoising Score, arXiv 2304.07090, equation 3: ``e_w(z_t, y_target) - e_w(zs_t, y_source)``.
 
     Source and target are noised with the *same* t and eps. The teacher's errors about an image are the same in both branches
     and cancel, so that the difference is the direction of the change of prompt alone; for a matched pair (equal latents, equal
     prompts) it is exactly zero.
+
+    Args:
+        source_guidance: w of the source branch; None = guidance.
     """
+    own = guidance if source_guidance is None else source_guidance
     # In this order what is equal in both branches cancels to the last bit.
-    return {"edit_target": guidance, "input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}
+    return {"edit_target": guidance, "input_source": -own, "edit_null": 1 - guidance, "input_null": own - 1}
 
 
 def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Coefficients:
@@ -133,9 +138,52 @@ def lusd(noise: NoiseSchedule, t: Tensor, guidance: float, identity: float = 0.0
     return {"edit_target": 1 - identity, "edit_source": identity - 1, "change": identity}
 
 
+# Methods for rectified flows, in noise instead of velocity. With x = z_t / (alpha + sigma), which lies on the straight path at
+# tau = sigma / (alpha + sigma), any teacher is a flow. A difference of its velocities is that of the noise, less `point` times
+# the change, times (alpha + sigma) / alpha, which is the weight "velocity". They are meant for timesteps in descending order.
+
+
+def drfs(
+    noise: NoiseSchedule, t: Tensor, guidance: float, source_guidance: float | None = None, shift: float = 1.0
+) -> Coefficients:
+    """Delta rectified flow sampling (DVRF, arXiv 2509.05342): ``v_w(p, y_target) - v_w(zs_t, y_source) + (1 - e) (z_target -
+    z_source)`` at the point ``p = z_t + e sigma (z_target - z_source)``; e rises from 0 to `shift` as t falls.
+
+    Args:
+        source_guidance: w of the source branch; None = guidance.
+    """
+    share = shift * (1 - t / len(noise)).view(-1, 1, 1, 1)
+    return {**dds(noise, t, guidance, source_guidance), "change": -share, POINT: share}
+
+
+def flowedit(noise: NoiseSchedule, t: Tensor, guidance: float, source_guidance: float | None = None) -> Coefficients:
+    """FlowEdit (ICCV 2025, arXiv 2412.08629): ``v_w(p, y_target) - v_w(zs_t, y_source)`` at ``p = z_target + zs_t - z_source``.
+
+    Args:
+        source_guidance: w of the source branch; None = guidance.
+    """
+    return {**dds(noise, t, guidance, source_guidance), "change": -1.0, POINT: 1.0}
+
+
+def flowalign(noise: NoiseSchedule, t: Tensor, guidance: float, align: float = 0.33) -> Coefficients:
+    """FlowAlign: with ``v_p = v(p, y_source) + w (v(p, y_target) - v(p, y_source))`` at FlowEdit's point,
+    ``v_p - v(zs_t, y_source)`` and a pull of the edit's clean latent towards that of the source.
+
+    Args:
+        align: the pull's weight per unit of time: 0.01 a step, of which the authors take 33.
+    """
+    alpha, sigma = noise.at(t)
+    tau = sigma / (alpha + sigma)
+    push = 1 - align * tau
+    terms = {"edit_target": push * guidance, "edit_source": push * (1 - guidance), "input_source": -push}
+    return {**terms, "change": align * (1 - tau) - push, POINT: 1.0}
+
+
 LINEAR: dict[str, Callable[..., Coefficients]] = {
     "sds": sds, "dds": dds, "pds": pds, "nfsd": nfsd, "csd": csd, "bridge": bridge, "ssd": ssd, "lusd": lusd,
+    "drfs": drfs, "flowedit": flowedit, "flowalign": flowalign,
 }  # fmt: skip
+OF_VELOCITY = {"drfs", "flowedit", "flowalign"}  # weighted by "velocity" by default
 NORMALISED = {"lusd"}  # G = w d / std(d), the deviation within each image
 
 
@@ -177,7 +225,7 @@ def linear_loss(
         t: [N] integer timesteps.
         eps: [N,C,h,w] standard normal noise.
         guidance: classifier-free guidance scale, w in the formulas; 1 = none.
-        weight: w_t that multiplies G, "one" or "sigma2".
+        weight: w_t that multiplies G: "one", "sigma2", or "velocity", which is (alpha + sigma) / alpha.
         options: of the loss itself.
 
     Raises:
@@ -187,6 +235,7 @@ def linear_loss(
         edit_t, edit_eps = repeat_per_edit(t, z_target), repeat_per_edit(eps, z_target)
         coefficients = LINEAR[name](teacher.schedule, edit_t, guidance, **options)
         coefficients = {term: c for term, c in coefficients.items() if isinstance(c, Tensor) or c != 0}
+        point = coefficients.pop(POINT, None)
         prompts = {
             "edit_target": target.text,
             "edit_source": repeat_per_edit(source.text, z_target),
@@ -198,14 +247,17 @@ def linear_loss(
             if target.negative is None:
                 raise ValueError(f"loss {name} needs a negative prompt")
             prompts["edit_negative"] = target.negative
+        change = z_target - repeat_per_edit(z_source, z_target)
         z_t = teacher.schedule.add_noise(z_target, edit_eps, edit_t)
+        if point is not None:
+            z_t = z_t + point * teacher.schedule.at(edit_t)[1] * change
         zs_t = teacher.schedule.add_noise(z_source, eps, t)
         queries = {
             term: Query(z_t, edit_t, prompt) if term.startswith("edit") else Query(zs_t, t, prompt)
             for term, prompt in prompts.items()
             if term in coefficients
         }
-        values = {"eps": eps, "change": z_target - repeat_per_edit(z_source, z_target)} | predict(teacher, queries)
+        values = {"eps": eps, "change": change} | predict(teacher, queries)
         grad = sum(
             (c * repeat_per_edit(values[term], z_target) for term, c in coefficients.items()), torch.zeros_like(z_target)
         )
@@ -242,9 +294,11 @@ def repeat_per_edit(x: PerImage, z_target: Tensor) -> PerImage:
 
 def timestep_weight(schedule: NoiseSchedule, t: Tensor, name: str) -> Tensor:
     """w_t as [B,1,1,1]."""
-    _, sigma = schedule.at(t)
+    alpha, sigma = schedule.at(t)
     if name == "one":
         return torch.ones_like(sigma)
     if name == "sigma2":
         return sigma**2
+    if name == "velocity":
+        return (alpha + sigma) / alpha.clamp(min=1e-3)  # of which a flow's last timestep has none
     raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {name!r}")

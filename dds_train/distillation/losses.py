@@ -9,10 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
 from dds_train.distillation.contrastive import cds_loss
 from dds_train.distillation.fixed_point import ids_loss
 from dds_train.distillation.inject import Distilled
-from dds_train.distillation.linear import LINEAR, WEIGHTS, linear_loss
+from dds_train.distillation.linear import LINEAR, OF_VELOCITY, WEIGHTS, linear_loss
+from dds_train.distillation.noise import NoiseSchedule
 from dds_train.distillation.variational import StudentFactory, vsd_loss
 
 Loss = Callable[..., Distilled]
@@ -30,8 +34,13 @@ class StatefulLoss(Protocol):
         ...
 
 
-LOSSES: dict[str, Loss] = {**{name: partial(linear_loss, name) for name in LINEAR}, "cds": cds_loss, "ids": ids_loss}
+LOSSES: dict[str, Loss] = {
+    **{name: partial(linear_loss, name, weight="velocity" if name in OF_VELOCITY else "one") for name in LINEAR},
+    "cds": cds_loss,
+    "ids": ids_loss,
+}
 STATEFUL: dict[str, Callable[..., StatefulLoss]] = {"vsd": vsd_loss}  # made from a `StudentFactory`
+NULL_TERMS = ("edit_null", "input_null")
 dds_loss, sds_loss = LOSSES["dds"], LOSSES["sds"]
 
 
@@ -63,6 +72,15 @@ def lowest_timestep(name: str, **options: Any) -> int:
     return number
 
 
+def needs_null(name: str, guidance: float, **options: Any) -> bool:
+    """Whether a loss evaluates the empty prompt, which teachers with distilled guidance were not trained on."""
+    if name not in LINEAR:
+        return guidance != 1
+    own = {key: value for key, value in options.items() if key in inspect.signature(LINEAR[name]).parameters}
+    coefficients = LINEAR[name](NoiseSchedule.flow(), torch.tensor([500]), guidance, **own)
+    return any(isinstance(coefficients.get(term, 0), Tensor) or coefficients.get(term, 0) != 0 for term in NULL_TERMS)
+
+
 def loss_options(name: str) -> dict[str, Any]:
     """The options of a loss and their defaults.
 
@@ -74,4 +92,4 @@ def loss_options(name: str) -> dict[str, Any]:
         raise ValueError(f"loss must be one of {', '.join([*LOSSES, *STATEFUL])}, got {name!r}")
     parameters = inspect.signature(functions[name]).parameters.values()
     own = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return {"weight": WEIGHTS[0], **own}
+    return {"weight": "velocity" if name in OF_VELOCITY else "one", **own}

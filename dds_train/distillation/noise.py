@@ -3,18 +3,24 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dds_train.distillation.prompt import Prompt
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+VP_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = (*VP_PREDICTIONS, "flow")
 # Of alphas_cumprod, as in diffusers' samplers: at zero terminal SNR a prediction of noise would say nothing of the image.
 LEAST_SIGNAL = 2.0**-24
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Variance-preserving noise: ``z_t = alpha_t z + sigma_t eps`` with ``alpha_t**2 + sigma_t**2 = 1``."""
+    """``z_t = alpha_t z + sigma_t eps`` at integer timesteps t.
+
+    Variance-preserving noise has ``alpha_t**2 + sigma_t**2 = 1``, a rectified flow (arXiv 2209.03003)
+    ``alpha_t + sigma_t = 1``.
+    """
 
     alpha: Tensor  # [T], falling
     sigma: Tensor  # [T], rising
@@ -24,6 +30,13 @@ class NoiseSchedule:
         """From a diffusers scheduler's ``alphas_cumprod`` [T], the squares of alpha, of which none is taken as zero."""
         alphas_cumprod = alphas_cumprod.clamp(min=LEAST_SIGNAL)
         return cls(alpha=alphas_cumprod.sqrt(), sigma=(1 - alphas_cumprod).sqrt())
+
+    @classmethod
+    def flow(cls, steps: int = 1000, shift: float = 1.0) -> "NoiseSchedule":
+        """A rectified flow whose timesteps are shifted towards noise (arXiv 2403.03206, equation 23)."""
+        share = torch.arange(1, steps + 1, dtype=torch.float32) / steps
+        sigma = shift * share / (1 + (shift - 1) * share)
+        return cls(alpha=1 - sigma, sigma=sigma)
 
     def __len__(self) -> int:
         return len(self.alpha)
@@ -47,7 +60,7 @@ class NoiseSchedule:
         Args:
             prediction: [B,C,h,w], the network's output for `z_t`.
             prediction_type: "epsilon"; "v_prediction", v = alpha eps - sigma z (arXiv 2202.00512, appendix D);
-                or "sample", the clean latent.
+                "sample", the clean latent; or "flow", v = eps - z of a rectified flow.
 
         Raises:
             ValueError: for any other prediction type.
@@ -59,6 +72,8 @@ class NoiseSchedule:
             return alpha * prediction + sigma * z_t
         if prediction_type == "sample":
             return (z_t - alpha * prediction) / sigma
+        if prediction_type == "flow":
+            return z_t + alpha * prediction
         raise ValueError(f"prediction type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
 
 

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from dds_train.diffusion.families import Family
 from dds_train.errors import UserError
 from dds_train.translator import export_translator
 from dds_train.translator.pipeline import Translator
@@ -32,7 +33,13 @@ def _onnx(folder: Path, translator: Translator) -> str:
 FORMATS: dict[str, Callable[[Path, Translator], str]] = {"safetensors": _safetensors, "diffusers": _diffusers, "onnx": _onnx}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
-__all__ = ["FORMATS", "check_packages", "export_folder"]
+__all__ = ["FORMATS", "check_family", "check_packages", "export_folder"]
+
+
+def check_family(format: str, family: Family) -> None:
+    """Raises UserError if translators on a family of teachers cannot be written in this format."""
+    if format != "safetensors" and not family.standalone:
+        raise UserError(f"format={format}: not available for translators on {family.name}; take format=safetensors")
 
 
 def check_packages(format: str) -> None:

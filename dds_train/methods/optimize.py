@@ -13,6 +13,7 @@ from dds_train.distillation.rng import draw
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+T_ORDERS = ("random", "descending")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def optimize_latent(
     lr: float = 0.05,
     guidance: float = 7.5,
     t_range: tuple[int, int] = (50, 950),
+    t_order: str = "random",
     seed: int | Sequence[int] = 0,
     mask: Tensor | None = None,
     optimizer: Optimizer | None = None,
@@ -55,7 +57,8 @@ def optimize_latent(
             (they share its source branch), or one for all.
         loss: a name for `make_loss`, or a loss.
         lr: the step size; not used if `optimizer` is given.
-        t_range: timesteps sampled uniformly, first included, last excluded.
+        t_range: timesteps, first included, last excluded.
+        t_order: "random", sampled uniformly; or "descending", evenly from the last one to the first, as a sampler does.
         seed: determines every (t, eps). One for all images, which then get the same, or N of them; either way no image
             depends on its batch.
         mask: [N,1,h,w], [N*M,1,h,w] or [1,1,h,w], in [0,1]; multiplies the gradient, whatever the loss.
@@ -64,12 +67,14 @@ def optimize_latent(
         convergence: stops edits that have converged.
 
     Raises:
-        ValueError: for an unknown loss, fewer than one step, a range of t outside the teacher's, or numbers of seeds,
-            prompts or masks that do not fit the images.
+        ValueError: for an unknown loss or order of t, fewer than one step, a range of t outside the teacher's, or numbers of
+            seeds, prompts or masks that do not fit the images.
     """
     loss_fn = make_loss(loss) if isinstance(loss, str) else loss
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if t_order not in T_ORDERS:
+        raise ValueError(f"t_order must be one of {', '.join(T_ORDERS)}, got {t_order!r}")
     lowest = lowest_timestep(loss) if isinstance(loss, str) else 0  # a loss of one's own checks its timesteps itself
     if not lowest <= t_range[0] < t_range[1] <= len(teacher.schedule):
         raise ValueError(f"t_range must lie within [{lowest}, {len(teacher.schedule)}], got {list(t_range)}")
@@ -95,6 +100,8 @@ def optimize_latent(
         lr_scheduler = scheduler(optim) if scheduler else None
         for index in range(steps):
             t, eps = draw(z.shape[1:], t_range, z.device, [(one, "optimize", index) for one in seeds])
+            if t_order == "descending":
+                t = torch.full_like(t, t_range[1] - 1 - index * (t_range[1] - t_range[0]) // steps)
             t, eps = t.expand(images), eps.expand_as(z_source)
             before = z.detach().clone()
             distilled = loss_fn(teacher, z_source, before, source, target, t, eps, guidance)

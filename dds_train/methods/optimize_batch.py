@@ -95,6 +95,7 @@ class BatchOptimizer:
     steps: int
     guidance: float
     t_range: tuple[int, int]
+    t_order: str = "random"
     negative: str | None = None
     convergence: Callable[[], ConvergenceDetector] | None = None
     snapshots: int = 0
@@ -132,6 +133,7 @@ class BatchOptimizer:
             steps=self.steps,
             guidance=self.guidance,
             t_range=self.t_range,
+            t_order=self.t_order,
             seed=[request.seed for request in batch.firsts],
             mask=masks,
             optimizer=self.optimizer,

@@ -54,6 +54,7 @@ def optimize(
     lr: float,
     guidance: float,
     t_range: Sequence[int],
+    t_order: str = "random",
     steps: int = 200,
     loss: str = "dds",
     options: Mapping[str, Any] | None = None,
@@ -62,7 +63,7 @@ def optimize(
     """Score distillation on the latent (`optimize_latent`) with plain SGD.
 
     Args:
-        t_range: first and last timestep of the noise.
+        t_range: first and last timestep of the noise; t_order: "random" or "descending".
         loss: name of a score-distillation loss; options: its own.
         negative: prompt, for losses with a negative branch.
 
@@ -70,6 +71,7 @@ def optimize(
         ValueError: for a loss, an option or a range of timesteps that does not exist.
     """
     teacher, text_encoder = context.checkpoint.teacher(), context.checkpoint.text_encoder()
+    context.checkpoint.check_guidance(loss, guidance)
     first, last = t_range
     negative = negative or NEGATIVE.get(loss)
     lowest = lowest_timestep(loss, **(options or {}))
@@ -92,6 +94,7 @@ def optimize(
             lr=lr,
             guidance=guidance,
             t_range=(first, last),
+            t_order=t_order,
             seed=context.seed,
         )
         return step.z
@@ -102,6 +105,7 @@ def optimize(
 def sdedit(context: MethodContext, *, strength: float = 0.6, steps: int = 50, guidance: float = 7.5) -> Method:
     """SDEdit (`sdedit_latent`), with the same noise for all images."""
     checkpoint = context.checkpoint
+    checkpoint.check_guidance("dds", guidance)
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
         target = PromptTable.of(checkpoint.text_encoder(), targets).condition(targets)
@@ -115,6 +119,7 @@ def sdedit(context: MethodContext, *, strength: float = 0.6, steps: int = 50, gu
 def ddim_inversion(context: MethodContext, *, steps: int = 50, guidance: float = 7.5) -> Method:
     """DDIM inversion under the source prompt, then DDIM under the target prompt (`ddim_swap_latent`)."""
     checkpoint = context.checkpoint
+    checkpoint.check_guidance("dds", guidance)
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
         table = PromptTable.of(checkpoint.text_encoder(), [*sources, *targets])

@@ -48,5 +48,5 @@ class LoRAStudent:
         family, dtype = self.teacher.family, self.teacher.dtype
         # In mixed precision: adapters are float32 on weights of the teacher's type.
         with torch.autocast(z_t.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            prediction = family.denoise(self.network, z_t.to(dtype), t, prompt.to(dtype=dtype))
+            prediction = family.denoise(self.network, z_t.to(dtype), self.teacher.time(t), prompt.to(dtype=dtype))
         return self.schedule.eps_from(prediction.float(), z_t.float(), t, self.teacher.prediction_type)

@@ -70,7 +70,7 @@ def step_bytes(
     family: Family,
     *,
     size: tuple[int, int],
-    tokens: int,
+    prompt: Prompt,
     images: int,
     edits: int,
     evaluations: int,
@@ -86,7 +86,7 @@ def step_bytes(
         denoiser: configuration of the teacher's network.
         family: of the teacher.
         size: (h, w) of the latents.
-        tokens: L of the prompt embeddings.
+        prompt: an encoded prompt, for its shapes.
         images, edits: sources in a batch, and edits of each.
         evaluations: rows of the teacher's batched call.
     """
@@ -98,15 +98,21 @@ def step_bytes(
             network.enable_gradient_checkpointing()
         shape = (network.latent_channels, *size)
         z = torch.empty(images * edits, *shape, dtype=translator_dtype)
-        prompt = Prompt({"text": torch.empty(images * edits, tokens, network.text_dim, dtype=translator_dtype)})
+
+        def prompts(count: int, dtype: torch.dtype) -> Prompt:
+            return (
+                Prompt({name: torch.empty_like(one[:1], device="meta") for name, one in prompt.items()})
+                .expand(count)
+                .to(dtype=dtype)
+            )
+
         # On the meta device torch takes the path that materialises attention's matrix; a GPU does not. Patched, because a
         # function mode would not reach what checkpointing computes again during backward.
         with mock.patch.object(F, "scaled_dot_product_attention", _fused), PeakMemory() as memory:
-            translated = network(z, prompt, torch.ones(len(z), dtype=translator_dtype))
+            translated = network(z, prompts(len(z), translator_dtype), torch.ones(len(z), dtype=translator_dtype))
             with torch.no_grad():
                 z_t = torch.empty(evaluations, *shape, dtype=teacher_dtype)
-                prompts = Prompt({"text": torch.empty(evaluations, tokens, network.text_dim, dtype=teacher_dtype)})
-                family.denoise(teacher, z_t, torch.zeros(evaluations, dtype=torch.long), prompts)
+                family.denoise(teacher, z_t, torch.zeros(evaluations), prompts(evaluations, teacher_dtype))
             translated.sum().backward()
     number: int = memory.peak
     return number

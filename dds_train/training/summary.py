@@ -19,7 +19,7 @@ def summary(module: DistillationModule, batch_size: int, precision: str, checkpo
         module.teacher.network.config,
         module.teacher.family,
         size=module.teacher.latent_shape[1:],
-        tokens=module.tasks.instruction["text"].shape[1],
+        prompt=module.tasks.instruction,
         images=batch_size,
         edits=module.tasks_per_image,
         evaluations=2 * batch_size * ((1 if module.tasks.one_source else module.tasks_per_image) + module.tasks_per_image),

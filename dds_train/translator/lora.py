@@ -52,7 +52,7 @@ class LoRATranslator(nn.Module):
             parameter.data = parameter.data.float()  # trained in full precision, whatever the teacher's
         # The same parameters, registered here: the denoiser itself stays out of state dicts, optimisers and averages.
         self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
-        self.head = copy.deepcopy(last_layer).float().requires_grad_()
+        self.head = copy.deepcopy(last_layer).float().requires_grad_().train()
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 

@@ -3,11 +3,33 @@
 A new family is a file here, its line in `FAMILIES`, and a YAML in conf/teacher.
 """
 
-from dds_train.diffusion.families.base import DenoiserShape, Family
-from dds_train.diffusion.families.stable_diffusion import STABLE_DIFFUSION
+from importlib import import_module
 
-FAMILIES: dict[str, Family] = {
-    "StableDiffusionPipeline": STABLE_DIFFUSION,
+from dds_train.diffusion.families.base import DenoiserShape, Family
+
+# Modules of this package; imported on use, since diffusers takes a second for some of their pipelines.
+FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "Flux2KleinPipeline": "flux2_klein",
+    "SanaPipeline": "sana",
+    "PixArtSigmaPipeline": "pixart_sigma",
+    "ZImagePipeline": "z_image",
+    "QwenImagePipeline": "qwen_image",
 }
 
-__all__ = ["FAMILIES", "DenoiserShape", "Family"]
+__all__ = ["FAMILIES", "DenoiserShape", "Family", "find_family"]
+
+
+def find_family(pipeline: str) -> Family:
+    """The family of a pipeline class.
+
+    Raises:
+        ValueError: if it is not supported.
+    """
+    if pipeline not in FAMILIES:
+        raise ValueError(f"checkpoints of {pipeline} are not supported; supported: {', '.join(FAMILIES)}")
+    family: Family = import_module(f"{__name__}.{FAMILIES[pipeline]}").FAMILY
+    return family

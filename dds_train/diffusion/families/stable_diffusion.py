@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: a UNet that reads the last hidden state of CLIP's text model."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from diffusers import UNet2DConditionModel
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dds_train.diffusion.families.base import Config, DenoiserShape, Family
 from dds_train.distillation.prompt import Prompt
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 
@@ -21,7 +22,8 @@ def shape(unet: Config) -> DenoiserShape:
     )
 
 
-def check(unet: Config, vae: Config, text_encoder: Config) -> None:
+def check(config: Callable[[str], Config]) -> None:
+    unet, vae, text_encoder = config("unet"), config("vae"), config("text_encoder")
     inputs, outputs = unet["in_channels"], unet["out_channels"]
     channels, width = vae.get("latent_channels", outputs), text_encoder.get("hidden_size", unet["cross_attention_dim"])
     if (inputs, outputs) != (channels, channels):
@@ -64,16 +66,17 @@ def self_attention(unet: Any) -> Iterator[tuple[nn.Module, Sequence[nn.Module]]]
             yield transformer, [layer.attn1 for layer in transformer.transformer_blocks]
 
 
-STABLE_DIFFUSION = Family(
+FAMILY = Family(
     name="Stable Diffusion 1.x and 2.x",
     denoiser="unet",
     network=UNet2DConditionModel,
     last_layer="conv_out",
-    lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+    lora_targets=ATTENTION,
     shape=shape,
     check=check,
     embed=embed,
     denoise=denoise,
     self_attention=self_attention,
+    standalone=True,
     pipeline_options={"requires_safety_checker": False},
 )

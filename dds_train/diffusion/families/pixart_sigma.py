@@ -1,0 +1,45 @@
+"""PixArt-Sigma (arXiv 2403.04692): a transformer that reads T5's masked prompts and predicts noise and its variance."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor
+
+from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels
+from dds_train.diffusion.families.stable_diffusion import ATTENTION
+from dds_train.distillation.prompt import Prompt
+
+
+def shape(transformer: Config) -> DenoiserShape:
+    side = transformer["sample_size"]
+    return DenoiserShape(transformer["in_channels"], transformer["caption_channels"], (side, side), transformer["patch_size"])
+
+
+def check(config: Callable[[str], Config]) -> None:
+    check_channels(config("transformer"), config("vae"))
+
+
+def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
+    text, mask, _, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    length = int(mask.sum(dim=1).max())  # the rest is padding
+    return Prompt({"text": text[:, :length], "mask": mask[:, :length]})
+
+
+def denoise(transformer: Any, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+    sizes = {"resolution": None, "aspect_ratio": None}
+    output: Tensor = transformer(z_t, prompt["text"], t, sizes, encoder_attention_mask=prompt["mask"]).sample
+    return output[:, : z_t.shape[1]]
+
+
+FAMILY = Family(
+    name="PixArt-Sigma",
+    denoiser="transformer",
+    network=PixArtTransformer2DModel,
+    last_layer="proj_out",
+    lora_targets=ATTENTION,
+    shape=shape,
+    check=check,
+    embed=embed,
+    denoise=denoise,
+)

@@ -1,0 +1,49 @@
+"""Stable Diffusion 3 and 3.5 (arXiv 2403.03206): a rectified flow, a transformer that reads two CLIP models, T5 and both pooled
+outputs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffusers import SD3Transformer2DModel
+from torch import Tensor
+
+from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels
+from dds_train.diffusion.families.stable_diffusion import ATTENTION
+from dds_train.distillation.prompt import Prompt
+
+
+def shape(transformer: Config) -> DenoiserShape:
+    side = transformer["sample_size"]
+    return DenoiserShape(
+        transformer["in_channels"], transformer["joint_attention_dim"], (side, side), transformer["patch_size"]
+    )
+
+
+def check(config: Callable[[str], Config]) -> None:
+    check_channels(config("transformer"), config("vae"))
+
+
+def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
+    text, _, pooled, _ = pipeline.encode_prompt(list(prompts), None, None, do_classifier_free_guidance=False)
+    return Prompt({"text": text, "pooled": pooled})
+
+
+def denoise(transformer: Any, z_t: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
+    output: Tensor = transformer(
+        z_t, encoder_hidden_states=prompt["text"], pooled_projections=prompt["pooled"], timestep=1000 * sigma
+    ).sample
+    return output
+
+
+FAMILY = Family(
+    name="Stable Diffusion 3 and 3.5",
+    denoiser="transformer",
+    network=SD3Transformer2DModel,
+    last_layer="proj_out",
+    lora_targets=(*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    shape=shape,
+    check=check,
+    embed=embed,
+    denoise=denoise,
+    is_flow=True,
+)
