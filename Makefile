@@ -20,7 +20,7 @@ test: $(VENV)/.installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
-	$(RUN) pytest
+	$(RUN) pytest -n 2
 
 test-slow: $(VENV)/.installed
 	$(RUN) pytest -m slow

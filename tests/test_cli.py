@@ -106,7 +106,7 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     (FIT, "trainer.precision=bf16-true", "take 32-true, 16-mixed or bf16-mixed; did you mean 'bf16-mixed'"),
     (FIT, "trainer=1", "trainer=1: take default"),
     (FIT, "logger=null", "logger=null: take csv, tensorboard or wandb"),
-    (FIT, "teacher=mine", "sd21_base or a path"),
+    (FIT, "teacher=mine", "z_image or a path"),
     (FIT, "data=/nowhere", "data.path=/nowhere: no such file or folder"),
     (FIT, "seed=4294967296", "seed=4294967296: must be between 0 and 4294967295"),
     (["fit", "target=x"], "source=null", "fit needs source=..."),

@@ -31,7 +31,9 @@ def test_every_prediction_type_converts_to_noise() -> None:
     for kind, prediction in predictions.items():
         torch.testing.assert_close(SCHEDULE.eps_from(prediction, z_t, t, kind), eps, atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="v_prediction"):
-        SCHEDULE.eps_from(eps, z_t, t, "flow")
+        SCHEDULE.eps_from(eps, z_t, t, "cosine")
+    flow = NoiseSchedule.flow(shift=3.0)
+    torch.testing.assert_close(flow.eps_from(eps - z, flow.add_noise(z, eps, t), t, "flow"), eps)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

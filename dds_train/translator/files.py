@@ -65,7 +65,7 @@ class TranslatorConfig:
         Raises:
             UserError: if it is not found, or its weights have changed.
         """
-        parts = ("vae", "text", *(["denoiser"] if self.translator.get("kind") == "lora" else []))
+        parts = ("vae", "text", *(["denoiser"] if (self.translator or {}).get("kind") == "lora" else []))
         weights = {part: self.teacher_weights[part] for part in parts if part in self.teacher_weights}
         return find_teacher(self.teacher, weights, ckpt)
 

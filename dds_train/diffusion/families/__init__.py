@@ -31,5 +31,8 @@ def find_family(pipeline: str) -> Family:
     """
     if pipeline not in FAMILIES:
         raise ValueError(f"checkpoints of {pipeline} are not supported; supported: {', '.join(FAMILIES)}")
-    family: Family = import_module(f"{__name__}.{FAMILIES[pipeline]}").FAMILY
+    try:
+        family: Family = import_module(f"{__name__}.{FAMILIES[pipeline]}").FAMILY
+    except ImportError as error:
+        raise ValueError(f"{pipeline} needs a newer diffusers: pip install --upgrade diffusers ({error})") from error
     return family
