@@ -57,6 +57,8 @@ class TranslatorConfig:
                 f"written in {'the newer ' if newer else ''}format {written} by dds_train {plain.get('version', 'of old')}; "
                 f"this is dds_train {__version__}, which reads format {FORMAT}: {remedy}"
             )
+        if not isinstance(plain["translator"], dict):
+            raise TypeError(f"translator: a mapping, not {plain['translator']!r}")
         return cls(**{**plain, "tasks": tasks_from(plain["tasks"])})
 
     def find_teacher(self, ckpt: Path) -> str:
@@ -65,7 +67,7 @@ class TranslatorConfig:
         Raises:
             UserError: if it is not found, or its weights have changed.
         """
-        parts = ("vae", "text", *(["denoiser"] if (self.translator or {}).get("kind") == "lora" else []))
+        parts = ("vae", "text", *(["denoiser"] if self.translator.get("kind") == "lora" else []))
         weights = {part: self.teacher_weights[part] for part in parts if part in self.teacher_weights}
         return find_teacher(self.teacher, weights, ckpt)
 
