@@ -176,11 +176,11 @@ def test_a_result_of_another_request_is_not_replaced(folder: Path) -> None:
         (folder / "out" / "a.png").touch()
         record.add("a", "key", ["a.png"], {"origin": request.origin(folder / "out")})
     record = Record(folder / "out", "optimize")
-    record.check_origin("a", replace(request, image=folder / "sub" / ".." / "a.png").origin(folder / "out"))
+    record.check_origins({"a": replace(request, image=folder / "sub" / ".." / "a.png").origin(folder / "out")})
     changes = ({"target": "a dog"}, {"source": "a dog"}, {"seed": 1}, {"mask": "auto"}, {"image": folder / "b.png"})
     for change in changes:
         with pytest.raises(UserError, match=rf"a is there, the result of {next(iter(change))}=.*; give another output_dir"):
-            record.check_origin("a", replace(request, **change).origin(folder / "out"))
+            record.check_origins({"a": replace(request, **change).origin(folder / "out")})
 
 
 def test_predict_takes_images_and_masks_of_a_list(folder: Path) -> None:

@@ -242,7 +242,9 @@ def test_translators_of_all_kinds(checkpoint: DiffusionCheckpoint, tmp_path: Pat
         changed = translator(z, prompt, torch.ones(2))
         assert not torch.allclose(changed, z)
         assert torch.equal(teacher.predict_eps(z, torch.tensor([100, 800]), prompt), before)
-    export_translator(tmp_path, translator, TranslatorConfig({"lion": Task("a cat", "a lion", "a lion")}, checkpoint.path, translator.config))
+    export_translator(
+        tmp_path, translator, TranslatorConfig({"lion": Task("a cat", "a lion", "a lion")}, checkpoint.path, translator.config)
+    )
     with torch.no_grad():
         assert torch.equal(load_translator(tmp_path)[0](z, prompt, torch.ones(2)), changed)
 

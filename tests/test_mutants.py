@@ -14,12 +14,12 @@ LINEAR, GUIDANCE, NOISE, INJECT, CONTRASTIVE = "linear.py", "guidance.py", "nois
 
 MUTANTS = {
     "null and text swapped": (LINEAR, '"edit_target": target.text,', '"edit_target": target.null,'),
-    "source and target swapped": (LINEAR, '"input_source": -guidance,', '"input_source": guidance,'),
+    "source and target swapped": (LINEAR, '"input_source": -own,', '"input_source": own,'),
     "text + s (text - null)": (GUIDANCE, "null + guidance * (text - null)", "text + guidance * (text - null)"),
     "guidance one off": (
         LINEAR,
-        '{"edit_target": guidance, "input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}',
-        '{"edit_target": guidance + 1, "input_source": -guidance - 1, "edit_null": -guidance, "input_null": guidance}',
+        '{"edit_target": guidance, "input_source": -own, "edit_null": 1 - guidance, "input_null": own - 1}',
+        '{"edit_target": guidance + 1, "input_source": -own - 1, "edit_null": -guidance, "input_null": own}',
     ),
     "different noise per branch": (
         LINEAR,
@@ -38,11 +38,14 @@ MUTANTS = {
     "one branch's null for both": (LINEAR, '"input_null": source.null,', '"input_null": source.text,'),
     "no guidance in the source branch": (
         LINEAR,
-        '"input_source": -guidance, "edit_null": 1 - guidance, "input_null": guidance - 1}',
+        '"input_source": -own, "edit_null": 1 - guidance, "input_null": own - 1}',
         '"input_source": -1.0, "edit_null": 1 - guidance}',
     ),
     "the first image alone in the contrast": (CONTRASTIVE, "temperature).sum()", "temperature)[0]"),
     "the edit asked which input it was": (CONTRASTIVE, "logits.transpose(1, 2), labels", "logits, labels"),
+    "the velocity's noise alone": (LINEAR, '"change": -1.0, POINT: 1.0}', "POINT: 1.0}"),
+    "a moving point that stands": (LINEAR, "z_t = z_t + point * teacher.schedule.at(edit_t)[1] * change", "pass"),
+    "v taken for eps in a flow": (NOISE, "return z_t + alpha * prediction", "return prediction"),
     "a direction of length zero": (
         LINEAR,
         "torch.where(deviation > 0, guidance * grad / deviation, torch.zeros_like(grad))",

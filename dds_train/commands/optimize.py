@@ -2,7 +2,6 @@
 
 import importlib.util
 from functools import partial
-from pathlib import Path
 
 from dds_train.cli.instantiate import make
 from dds_train.cli.schema import OptimizeConfig
@@ -25,27 +24,22 @@ FREE = ("image", "batch_size", "cache", "gradient_checkpointing", "device", "out
 def run(config: OptimizeConfig) -> None:
     if "mp4" in config.trajectory and not importlib.util.find_spec("imageio_ffmpeg"):
         raise UserError("trajectory=[mp4] needs ffmpeg: pip install imageio imageio-ffmpeg, or take trajectory=[gif]")
-    folder = Path(config.output_dir)
-    with Record(folder, "optimize") as record:
+    with Record(config.output_dir, "optimize") as record:
+        folder = record.folder
         requests = plan_edits(config.image, config.source, config.target, config.mask, config.seed, folder)
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.name, keys[request])]
-        for request in todo:
-            record.check_origin(request.name, request.origin(folder))
+        record.check_origins({request.name: request.origin(folder) for request in todo})
         batches = make_batches(todo, config.batch_size, config.max_side)
         device = find_device(config.device)
         checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
         optimize, settings = build_optimizer(config, checkpoint), config.model_dump()
-        weights = checkpoint.digest()
-        settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": weights}
+        settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": checkpoint.digest()}
         record.claim(settings, free=FREE)
         config.save(folder)
-        if not isinstance(config.target, str | None) and len(config.target) > 1:
+        if isinstance(config.target, list) and len(config.target) > 1:
             edits = ", ".join(map(repr, config.target))
-            print(
-                f"{len(config.target)} edits of each image: {edits}; quotes keep commas in one: ['a, b',c]",
-                flush=True,
-            )
+            print(f"{len(config.target)} edits of each image: {edits}; quotes keep commas in one: ['a, b',c]", flush=True)
         if len(todo) < len(requests):
             print(f"{len(requests) - len(todo)} of {len(requests)} edits are in {folder} already", flush=True)
         record.strike(*(request.name for request in todo))
@@ -79,11 +73,8 @@ def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> 
         loss=make_loss(**loss, student=partial(LoRAStudent, checkpoint)),
         optimizer=make(config.optimizer),
         scheduler=make(config.scheduler),
-        steps=config.steps,
-        guidance=config.guidance,
         t_range=teacher.timestep_range(config.t_range),
-        t_order=config.t_order,
         negative=getattr(config.loss, "negative", None),
         convergence=partial(ConvergenceDetector, stop.window, stop.tolerance) if stop.tolerance > 0 else None,
-        snapshots=config.snapshots,
+        **config.model_dump(include={"steps", "guidance", "t_order", "snapshots"}),
     )

@@ -33,8 +33,7 @@ def run(config: PredictConfig) -> None:
         translator = Translator.from_pretrained(config.ckpt, teacher=config.teacher.path, **options)  # type: ignore[arg-type]
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.result, keys[request])]
-        for request in todo:
-            record.check_origin(request.result, request.origin(folder))
+        record.check_origins({request.result: request.origin(folder) for request in todo})
         record.claim(settings(config, trained, task, translator, automatic), free=FREE, growing=["teacher"])
         config.save(folder)
         if len(todo) < len(requests):

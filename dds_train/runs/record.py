@@ -161,13 +161,14 @@ class Record:
             )
         )
 
-    def check_origin(self, name: str, origin: Mapping[str, Any]) -> None:
-        """Raise UserError if a result of that name is there, and is of something else (see `add`)."""
-        known = self.values(name).get("origin", origin)
-        if differing := [f"{key}={known.get(key)} (now {origin[key]})" for key in origin if known.get(key) != origin[key]]:
-            raise UserError(
-                f"output_dir={self.folder}: {name} is there, the result of {', '.join(differing)}; give another output_dir"
-            )
+    def check_origins(self, origins: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise UserError if a result of one of these names is there, and is of something else (see `add`)."""
+        for name, origin in origins.items():
+            known = self.values(name).get("origin", origin)
+            if differing := [f"{key}={known.get(key)} (now {origin[key]})" for key in origin if known.get(key) != origin[key]]:
+                raise UserError(
+                    f"output_dir={self.folder}: {name} is there, the result of {', '.join(differing)}; give another output_dir"
+                )
 
     def strike(self, *names: str) -> None:
         """From now on, and until they are added again, these results are not done, whatever happens."""
