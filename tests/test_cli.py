@@ -1,5 +1,6 @@
 """The command line: valid configurations are accepted, mistakes cost one line each, exit code 2 and nothing written."""
 
+import json
 import os
 import re
 import signal
@@ -404,6 +405,17 @@ def test_a_path_is_taken_as_teacher_or_data(folder: Path) -> None:
         config = configure(*FIT, f"data={typed}")
         assert config.data.target.endswith(source), typed
         assert config.data.path == str(folder / typed)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "teacher"), [("FluxPipeline", "flux"), ("StableDiffusionPipeline", "sd15"), ("Other", "sd15")]
+)
+def test_a_folder_takes_the_settings_of_its_family(folder: Path, pipeline: str, teacher: str) -> None:
+    (folder / "model").mkdir()
+    (folder / "model" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    config = configure("fit", *PROMPTS, "teacher=./model").teacher
+    assert config.editing == configure("fit", *PROMPTS, f"teacher={teacher}").teacher.editing
+    assert config.path == str(folder / "model")
 
 
 def test_names_of_ones_own_need_no_plus() -> None:

@@ -1,5 +1,7 @@
 """Overrides as users type them -> as Hydra reads them."""
 
+import contextlib
+import json
 import os
 import re
 import types
@@ -8,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
+import yaml
 from pydantic import BaseModel
 
 from dds_train.cli.conf import CONF
@@ -58,8 +61,18 @@ def expanded(command: str, override: str, folders: Sequence[Path] = (CONF,)) -> 
     if key == "data":
         has_shards = value.endswith(".tar") or any(Path(value).expanduser().glob("*.tar"))
         return [f"data={'shards' if has_shards else 'folder'}", f"data.path={value}"]
-    # The settings of a command that suit Stable Diffusion: of critters there is one teacher, which is the default.
-    return [*(() if field.annotation is CheckpointTeacher else ("teacher=sd15",)), f"teacher.path={value}"]
+    settings = () if field.annotation is CheckpointTeacher else (f"teacher={teacher_settings(value)}",)
+    return [*settings, f"teacher.path={value}"]
+
+
+def teacher_settings(path: str) -> str:
+    """The file in conf/teacher whose settings suit a checkpoint; that of Stable Diffusion if its family is not known yet."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        pipeline = json.loads((Path(path).expanduser() / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        for file in sorted((CONF / "teacher").glob("*.yaml")):
+            if yaml.safe_load(file.read_text(encoding="utf-8")).get("pipeline") == pipeline is not None:
+                return file.stem
+    return "sd15"
 
 
 def looks_like_path(value: str) -> bool:

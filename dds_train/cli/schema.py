@@ -325,6 +325,7 @@ class Editing(Section):
 
 class TeacherConfig(Section):
     path: ModelPath
+    pipeline: Text | None = None  # the class of checkpoints that these settings suit, for teacher=FOLDER
     dtype: Dtype
     editing: Editing
 
@@ -333,6 +334,7 @@ class CheckpointTeacher(Section):
     """The teacher that a translator was trained with, if path is null."""
 
     path: ModelPath | None
+    pipeline: Text | None = None
     dtype: Dtype
     editing: Editing | None = None
 
