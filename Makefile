@@ -23,7 +23,7 @@ test: $(VENV)/.installed
 	$(RUN) pytest -n 2
 
 test-slow: $(VENV)/.installed
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow -n 2
 
 # The lowest versions that pyproject.toml allows, in an environment of its own (Python 3.10).
 test-lowest:

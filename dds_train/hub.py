@@ -15,10 +15,14 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
+def is_switched_off() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
 @cache
 def reachable() -> bool:
     """Whether the hub answers, and is not switched off (HF_HUB_OFFLINE)."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if is_switched_off():
         return False
     try:
         get_session().head(endpoint(), timeout=PATIENCE)
@@ -41,9 +45,11 @@ def fetch(repository: str, what: str, choose: Callable[[Collection[str]], list[s
     Raises:
         OSError, or another error of the hub's client, if it does not deliver.
     """
+    if is_switched_off():
+        raise ConnectionError("HF_HUB_OFFLINE is set")
     print(f"fetching {repository} ({what}) from {endpoint()}", flush=True)
     if not reachable():
-        raise ConnectionError("the hub does not answer" if "HF_HUB_OFFLINE" not in os.environ else "HF_HUB_OFFLINE is set")
+        raise ConnectionError("the hub does not answer")
     info = HfApi(endpoint=endpoint()).model_info(repository, timeout=PATIENCE)
     chosen = choose([file.rfilename for file in info.siblings or ()])
     # Without a revision: the cache then knows which snapshot is the current one.
