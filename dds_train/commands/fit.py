@@ -40,7 +40,7 @@ def run(config: FitConfig) -> None:
         negative, loss = options.pop("negative", None), make_loss(**options)
         checkpoint.check_guidance(config.loss.name, config.guidance.end, "guidance.end")
         optimizer, scheduler, source_class = make(config.optimizer), make(config.scheduler), make(config.data)
-        logger = config.logger.extra and make(config.logger.extra, **resolved_offline(config.logger.extra.model_dump()))
+        logger = make(extra, **resolved_offline(extra.model_dump())) if (extra := config.logger.extra) else None
         trainer = make_trainer(
             record.folder,
             config.trainer.model_dump(),
