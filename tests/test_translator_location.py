@@ -167,7 +167,7 @@ def test_hub_ids_are_asked_for_last_and_paths_never(
     write(translator, teacher=teacher)
     assert teacher_of(translator) == teacher
     assert asked
-    write(translator, teacher="/root/.cache/huggingface/hub/models--owner--name/snapshots/abc")
+    write(translator, teacher="/home/me/.cache/huggingface/hub/models--owner--name/snapshots/abc")
     assert teacher_of(translator) == "owner/name"
 
 

@@ -27,9 +27,9 @@ def find_shards(spec: str | Path, key: str = "data.path") -> list[Path]:
         # A compressed shard beside itself, decompressed, has been taken care of.
         shards = [one for one in found if one.suffix.lower() == ".tar" or TAR.sub(".tar", one.name) not in names]
     else:
-        patterns = expanded(path)
-        shards = [one for pattern in patterns for one in matches(pattern)]
-        gaps = [pattern for pattern in patterns if not matches(pattern)]
+        found_by = {pattern: matches(pattern) for pattern in expanded(path)}
+        shards = [one for found in found_by.values() for one in found]
+        gaps = [pattern for pattern, found in found_by.items() if not found]
         if shards and gaps:
             raise UserError(f"{key}={spec}: no file {gaps[0]}")
     if not shards:

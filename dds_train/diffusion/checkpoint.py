@@ -75,10 +75,10 @@ class DiffusionCheckpoint:
         except ValueError as error:
             raise UserError(f"teacher.path={self.path}: {error}") from error
 
-    def check_guidance(self, loss: str, guidance: float, key: str = "guidance", **options: Any) -> None:
+    def check_guidance(self, loss: str, guidance: float, key: str = "guidance") -> None:
         """Raises UserError, naming the configuration's `key`, if a loss needs the empty prompt, and guidance was distilled into
         the model. Sampling needs what "dds" does."""
-        if self.family.has_null or not needs_null(loss, guidance, **options):
+        if self.family.has_null or not needs_null(loss, guidance):
             return
         reason = f"{self.family.name} has guidance as an input and was trained on no empty prompt"
         if guidance != 1:
@@ -300,7 +300,7 @@ class DiffusionCheckpoint:
         if not folder.is_dir():
             raise UserError(f"teacher: no folder {folder}; give a whole folder in diffusers' layout")
         if folder.name.startswith("tokenizer"):
-            tokenizer = self._load(folder.name)
+            tokenizer = self._once(folder.name, lambda: self._load(folder.name))
             backend = json.loads(tokenizer.backend_tokenizer.to_str())
             return [{**backend, "truncation": None, "padding": None}, tokenizer.special_tokens_map, tokenizer.model_max_length]
         of = DDIMScheduler if folder.name == "scheduler" else self._class(folder.name)

@@ -34,8 +34,12 @@ class StatefulLoss(Protocol):
         ...
 
 
+def default_weight(name: str) -> str:
+    return "velocity" if name in OF_VELOCITY else WEIGHTS[0]
+
+
 LOSSES: dict[str, Loss] = {
-    **{name: partial(linear_loss, name, weight="velocity" if name in OF_VELOCITY else "one") for name in LINEAR},
+    **{name: partial(linear_loss, name, weight=default_weight(name)) for name in LINEAR},
     "cds": cds_loss,
     "ids": ids_loss,
 }
@@ -72,12 +76,11 @@ def lowest_timestep(name: str, **options: Any) -> int:
     return number
 
 
-def needs_null(name: str, guidance: float, **options: Any) -> bool:
+def needs_null(name: str, guidance: float) -> bool:
     """Whether a loss evaluates the empty prompt, which teachers with distilled guidance were not trained on."""
     if name not in LINEAR:
         return guidance != 1
-    own = {key: value for key, value in options.items() if key in inspect.signature(LINEAR[name]).parameters}
-    coefficients = LINEAR[name](NoiseSchedule.flow(), torch.tensor([500]), guidance, **own)
+    coefficients = LINEAR[name](NoiseSchedule.flow(), torch.tensor([500]), guidance)
     return any(isinstance(coefficients.get(term, 0), Tensor) or coefficients.get(term, 0) != 0 for term in NULL_TERMS)
 
 
@@ -92,4 +95,4 @@ def loss_options(name: str) -> dict[str, Any]:
         raise ValueError(f"loss must be one of {', '.join([*LOSSES, *STATEFUL])}, got {name!r}")
     parameters = inspect.signature(functions[name]).parameters.values()
     own = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return {"weight": "velocity" if name in OF_VELOCITY else "one", **own}
+    return {"weight": default_weight(name), **own}

@@ -1,6 +1,7 @@
 """Exact scores during training, in the critters world."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pytorch_lightning as pl
@@ -45,15 +46,16 @@ class CritterValidation(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
         gaps, accuracies = [], []
+        chunks = {first: self.critters[first : first + CHUNK] for first in range(0, len(self.critters), CHUNK)}
+        encode = cache(lambda first: self.autoencoder.encode(torch.stack([to_tensor(one) for one in chunks[first]])))
         for number, name in enumerate(pl_module.tasks.names):
             if name not in self.truths:
                 continue
             gap = accuracy = 0.0
-            for first in range(0, len(self.critters), CHUNK):
+            for first, critters in chunks.items():
                 if pl_module.should_stop():
                     return
-                critters = self.critters[first : first + CHUNK]
-                z = self.autoencoder.encode(torch.stack([to_tensor(one) for one in critters]))
+                z = encode(first)  # once for all tasks
                 images = self.autoencoder.decode(pl_module.translate(z, pl_module.repeat_task(number, len(z))))
                 scores, share = score_edit(images, critters, self.truths[name]), len(critters) / len(self.critters)
                 gap, accuracy = gap + share * scores.gap_closed, accuracy + share * scores.edit_accuracy

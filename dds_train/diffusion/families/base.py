@@ -73,6 +73,17 @@ def check_channels(denoiser: Config, vae: Config, patch: int = 1) -> None:
         )
 
 
+def check_transformer(config: Callable[[str], Config]) -> None:
+    """The check of families whose transformer reads the VAE's latents as they are."""
+    check_channels(config("transformer"), config("vae"))
+
+
+def transformer_shape(transformer: Config, text: str) -> DenoiserShape:
+    """The shape of a transformer for latents of one size; `text` is its name for the width of prompts."""
+    side = transformer["sample_size"]
+    return DenoiserShape(transformer["in_channels"], transformer[text], (side, side), transformer["patch_size"])
+
+
 # ---------------------------------------------------------------- tokens of latents, in patches of 2 x 2
 
 

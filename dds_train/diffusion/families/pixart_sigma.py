@@ -1,23 +1,15 @@
 """PixArt-Sigma (arXiv 2403.04692): a transformer that reads T5's masked prompts and predicts noise and its variance."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels
+from dds_train.diffusion.families.base import Family, check_transformer, transformer_shape
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
-
-
-def shape(transformer: Config) -> DenoiserShape:
-    side = transformer["sample_size"]
-    return DenoiserShape(transformer["in_channels"], transformer["caption_channels"], (side, side), transformer["patch_size"])
-
-
-def check(config: Callable[[str], Config]) -> None:
-    check_channels(config("transformer"), config("vae"))
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
@@ -38,8 +30,8 @@ FAMILY = Family(
     network=PixArtTransformer2DModel,
     last_layer="proj_out",
     lora_targets=ATTENTION,
-    shape=shape,
-    check=check,
+    shape=partial(transformer_shape, text="caption_channels"),
+    check=check_transformer,
     embed=embed,
     denoise=denoise,
 )

@@ -2,26 +2,18 @@
 Gemma 2 after an instruction."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from diffusers import SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels
+from dds_train.diffusion.families.base import Config, Family, check_transformer, transformer_shape
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-
-
-def shape(transformer: Config) -> DenoiserShape:
-    side = transformer["sample_size"]
-    return DenoiserShape(transformer["in_channels"], transformer["caption_channels"], (side, side), transformer["patch_size"])
-
-
-def check(config: Callable[[str], Config]) -> None:
-    check_channels(config("transformer"), config("vae"))
 
 
 def vae_factor(vae: Config) -> int:
@@ -64,8 +56,8 @@ FAMILY = Family(
     network=SanaTransformer2DModel,
     last_layer="proj_out",
     lora_targets=ATTENTION,
-    shape=shape,
-    check=check,
+    shape=partial(transformer_shape, text="caption_channels"),
+    check=check_transformer,
     embed=embed,
     denoise=denoise,
     is_flow=True,

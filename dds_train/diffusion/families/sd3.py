@@ -1,26 +1,16 @@
 """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): a rectified flow, a transformer that reads two CLIP models, T5 and both pooled
 outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels
+from dds_train.diffusion.families.base import Family, check_transformer, transformer_shape
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
-
-
-def shape(transformer: Config) -> DenoiserShape:
-    side = transformer["sample_size"]
-    return DenoiserShape(
-        transformer["in_channels"], transformer["joint_attention_dim"], (side, side), transformer["patch_size"]
-    )
-
-
-def check(config: Callable[[str], Config]) -> None:
-    check_channels(config("transformer"), config("vae"))
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
@@ -41,8 +31,8 @@ FAMILY = Family(
     network=SD3Transformer2DModel,
     last_layer="proj_out",
     lora_targets=(*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    shape=shape,
-    check=check,
+    shape=partial(transformer_shape, text="joint_attention_dim"),
+    check=check_transformer,
     embed=embed,
     denoise=denoise,
     is_flow=True,

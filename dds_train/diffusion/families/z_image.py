@@ -1,7 +1,7 @@
 """Z-Image, base: a rectified flow whose transformer reads Qwen3 without padding, counts time from noise to image, and predicts
 the velocity towards the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,17 +9,13 @@ from diffusers import ZImageTransformer2DModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels
+from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_transformer
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
 
 def shape(transformer: Config) -> DenoiserShape:
     return DenoiserShape(transformer["in_channels"], transformer["cap_feat_dim"], (128, 128), 2)
-
-
-def check(config: Callable[[str], Config]) -> None:
-    check_channels(config("transformer"), config("vae"))
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
@@ -43,7 +39,7 @@ FAMILY = Family(
     last_layer="all_final_layer.2-1.linear",
     lora_targets=ATTENTION,
     shape=shape,
-    check=check,
+    check=check_transformer,
     embed=embed,
     denoise=denoise,
     is_flow=True,
