@@ -14,8 +14,10 @@ from dds_train.critters.dataset import CritterDataset
 from dds_train.critters.render import BACKDROP_HSV
 from dds_train.critters.world import BACKDROPS, SPECIES
 from dds_train.diffusion import DiffusionCheckpoint, sample_latents
-from dds_train.diffusion.checkpoint import BUNDLED
+from dds_train.diffusion.checkpoint import BUNDLED as TEACHERS
 from dds_train.images.files import to_pil
+
+BUNDLED = TEACHERS["bundled"]
 
 
 def test_folder_is_complete_small_and_half_precision() -> None:

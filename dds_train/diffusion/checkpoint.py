@@ -41,7 +41,7 @@ from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
 from dds_train.errors import UserError
 from dds_train.runs.digest import digest
 
-BUNDLED = Path(__file__).parents[1] / "critters" / "teacher"
+BUNDLED = {"bundled": Path(__file__).parents[1] / "critters" / "teacher"}
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 TEXT = ("tokenizer", "text_encoder")  # the folders that begin so
 UNIMPORTANT = ("dtype", "torch_dtype", "transformers_version", "architectures")  # of configurations: differ between copies
@@ -54,7 +54,7 @@ class DiffusionCheckpoint:
     """A text-to-image diffusion checkpoint. Each part is loaded on first use.
 
     Attributes:
-        path: "bundled" (the critters teacher), a folder that holds model_index.json, or a hub id ("owner/name").
+        path: a name in `BUNDLED` (teachers of the critters), a folder that holds model_index.json, or a hub id ("owner/name").
         device: where the parts go.
         dtype: precision of denoiser and text encoders; the VAE stays in float32, where no checkpoint overflows.
 
@@ -87,9 +87,9 @@ class DiffusionCheckpoint:
 
     @property
     def origin(self) -> str:
-        """What finds it again, from any folder: "bundled", a hub id, or an absolute path."""
+        """What finds it again, from any folder: a name in `BUNDLED`, a hub id, or an absolute path."""
         folder = os.path.abspath(os.path.expanduser(self.path))
-        return folder if self.path != "bundled" and os.path.isdir(folder) else self.path
+        return folder if self.path not in BUNDLED and os.path.isdir(folder) else self.path
 
     def teacher(self) -> Teacher:
         return self._once("teacher", self._load_teacher)
@@ -312,8 +312,8 @@ class DiffusionCheckpoint:
 
     def _folder(self, *parts: str) -> Path:
         """The local folder that holds `parts` and all configurations; of a hub's repository nothing else is fetched."""
-        if self.path == "bundled":
-            return BUNDLED
+        if self.path in BUNDLED:
+            return BUNDLED[self.path]
         local = self._once("folder", self._local_folder)
         return local or self._once(f"folder of {parts}", lambda: fetched_folder(self.path, parts))
 

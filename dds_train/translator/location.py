@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.checkpoint import BUNDLED
 from dds_train.diffusion.location import HUB_ID, local_folder
 from dds_train.errors import UserError
 
@@ -66,12 +67,12 @@ def find_teacher(teacher: str, weights: Mapping[str, str], ckpt: Path) -> str:
 
 
 def _places(teacher: str, ckpt: Path, known: bool) -> Iterator[str]:
-    """Where to look, in order, each once: folders that exist, "bundled" and hub ids.
+    """Where to look, in order, each once: folders that exist, names of bundled teachers and hub ids.
 
     Args:
         known: whether weights tell the teacher from another one in a folder of its name.
     """
-    if teacher == "bundled":
+    if teacher in BUNDLED:
         yield teacher
         return
     path = Path(teacher).expanduser()
