@@ -46,6 +46,11 @@ def test_critters_have_an_exact_ground_truth() -> None:
     assert len({json.dumps(item.identity) for item in items}) == 3
 
 
+def test_settings_are_chosen_on_the_critters_that_validation_uses() -> None:
+    (item,) = critter_items(1, {"species": "cat"}, {"species": "lion"}, "a cat", "a lion", "validation")
+    assert item.critter == critter(30_000_000, species="cat")
+
+
 @pytest.mark.parametrize(
     ("source", "edit", "message"),
     [

@@ -595,6 +595,7 @@ class LPIPS(Section):
 
 class CrittersConfig(Section):
     count: Positive
+    split: Literal["evaluation", "validation"]
     source: CritterAttributes
     edit: Annotated[CritterAttributes, Field(min_length=1)]
 

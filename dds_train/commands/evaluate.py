@@ -68,5 +68,5 @@ def run(config: EvaluateConfig) -> None:
 def find_items(config: EvaluateConfig) -> list[EvaluationItem]:
     if config.image is None:
         critters = config.critters
-        return critter_items(critters.count, critters.source, critters.edit, config.source, config.target)
+        return critter_items(critters.count, critters.source, critters.edit, config.source, config.target, critters.split)
     return image_items(config.image, config.source, config.target, config.max_side, config.output_dir)

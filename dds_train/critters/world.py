@@ -20,9 +20,10 @@ ATTRIBUTES: dict[str, tuple[Any, ...]] = {
     "hat": (False, True),
 }
 
-# Numbers of the first critters for evaluation and for validation during training; none from there on are trained on.
+# Numbers of the first critters for evaluation, and for validation and choosing settings; none from there on are trained on.
 EVALUATION_SEED = 20_000_000
 VALIDATION_SEED = 30_000_000
+SPLITS = {"evaluation": EVALUATION_SEED, "validation": VALIDATION_SEED}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
-from dds_train.critters.world import EVALUATION_SEED, Critter, counterfactuals
+from dds_train.critters.world import SPLITS, Critter, counterfactuals
 from dds_train.errors import UserError
 from dds_train.evaluation.pie_bench import is_pie_bench, read_pie_bench
 from dds_train.images.edit_list import is_edit_list, read_edit_list
@@ -46,7 +46,7 @@ class EvaluationItem:
 
 
 def critter_items(
-    count: int, attributes: Mapping[str, Any], changes: Mapping[str, Any], source: str, target: str
+    count: int, attributes: Mapping[str, Any], changes: Mapping[str, Any], source: str, target: str, split: str = "evaluation"
 ) -> list[EvaluationItem]:
     """Critters that no model is trained on.
 
@@ -54,6 +54,7 @@ def critter_items(
         attributes: of all sources, e.g. ``{"species": "cat"}``; None is no restriction.
         changes: attributes that the edit sets, e.g. ``{"species": "lion"}``; None is no change.
         source, target: prompts.
+        split: one of `SPLITS`: choose settings on "validation", report results on "evaluation".
 
     Raises:
         UserError: for attributes that do not exist, or an edit that changes nothing of a source.
@@ -62,7 +63,7 @@ def critter_items(
     if not changes:
         raise UserError("critters.edit: no attribute to change; give one, e.g. critters.edit.species=lion")
     try:
-        sources, truths = counterfactuals(EVALUATION_SEED, count, attributes, changes)
+        sources, truths = counterfactuals(SPLITS[split], count, attributes, changes)
     except (TypeError, ValueError) as error:
         raise UserError(f"critters: {error}") from error
 
