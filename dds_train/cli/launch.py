@@ -63,7 +63,7 @@ class Launch:
             self.flags.config_dir = os.path.expanduser(self.flags.config_dir)
         self.folders = [CONF, *([Path(self.flags.config_dir)] if self.flags.config_dir else [])]
         self.typed = {key_of(one): "".join(one.partition("=")[1:]) for one in self.flags.overrides or ()}
-        in_full = [one for typed in self.flags.overrides or () for one in expanded(command, typed, self.folders)]
+        in_full = [one for typed in self.flags.overrides or () for one in expanded(command, typed, self.folders, self.typed)]
         self.overrides = [prepared(command, one, self.folders, self.flags.multirun) for one in in_full]
         if any(getattr(self.flags, name) for name in ("hydra_help", "shell_completion", "info")):
             self._hydra(arguments, lambda cfg: None)

@@ -6,7 +6,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -46,9 +46,16 @@ def prepared(command: str, override: str, folders: Sequence[Path] = (CONF,), swe
     return f"{override.partition('=')[0]}={value}"
 
 
-def expanded(command: str, override: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
-    """Short forms in full: a value for a group of keys that has one (`Short`), a path for a teacher or a data source."""
+def expanded(command: str, override: str, folders: Sequence[Path] = (CONF,), keys: Collection[str] = ()) -> list[str]:
+    """Short forms in full: a value for a group of keys that has one (`Short`), a path for a teacher or a data source; and a
+    teacher's path with the settings of its family.
+
+    Args:
+        keys: of all overrides of the command line.
+    """
     key, equals, value = override.lstrip("+").partition("=")
+    if key == "teacher.path" and "teacher" not in keys:
+        return [*teacher_settings(command, value), override]
     field = MODELS[command].model_fields.get(key)
     if not equals or field is None or override.startswith("~"):
         return [override]
@@ -61,18 +68,35 @@ def expanded(command: str, override: str, folders: Sequence[Path] = (CONF,)) -> 
     if key == "data":
         has_shards = value.endswith(".tar") or any(Path(value).expanduser().glob("*.tar"))
         return [f"data={'shards' if has_shards else 'folder'}", f"data.path={value}"]
-    settings = () if field.annotation is CheckpointTeacher else (f"teacher={teacher_settings(value)}",)
-    return [*settings, f"teacher.path={value}"]
+    return [*teacher_settings(command, value), f"teacher.path={value}"]
 
 
-def teacher_settings(path: str) -> str:
-    """The file in conf/teacher whose settings suit a checkpoint; that of Stable Diffusion if its family is not known yet."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        pipeline = json.loads((Path(path).expanduser() / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
-        for file in sorted((CONF / "teacher").glob("*.yaml")):
-            if yaml.safe_load(file.read_text(encoding="utf-8")).get("pipeline") == pipeline is not None:
-                return file.stem
-    return "sd15"
+def teacher_settings(command: str, path: str) -> list[str]:
+    """The choice in conf/teacher whose settings suit a checkpoint, where the command has such settings: of a hub id that is
+    there the one, of others by the class of their pipeline, and Stable Diffusion's while that is not known."""
+    path = path.strip("'\"")
+    if MODELS[command].model_fields["teacher"].annotation is CheckpointTeacher or re.match(
+        r"bundled$|null$|choice\(|\$\{", path
+    ):
+        return []
+    files = {file: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted((CONF / "teacher").glob("*.yaml"))}
+    pipeline = pipeline_class(path)
+    of_path = (file.stem for file, settings in files.items() if settings["path"] == path)
+    of_class = (file.stem for file, settings in files.items() if settings.get("pipeline") == pipeline is not None)
+    return [f"teacher={next(of_path, None) or next(of_class, 'sd15')}"]
+
+
+def pipeline_class(path: str) -> str | None:
+    """What the model_index.json of a checkpoint says, in its folder or in a hub's cache."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        from dds_train.hub import cached_snapshot  # its imports take time
+
+        folder = cached_snapshot(path) or folder
+    for index in (folder / "model_index.json", *folder.glob("snapshots/*/model_index.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+    return None
 
 
 def looks_like_path(value: str) -> bool:
