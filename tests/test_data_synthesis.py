@@ -243,16 +243,11 @@ def test_a_newer_manifest_is_not_overwritten(checkpoint: DiffusionCheckpoint, tm
     assert manifest.read_text() == newer
 
 
-@pytest.mark.parametrize("format", [1, 2])
-def test_copies_of_the_teacher_take_its_shards(tiny: Callable[[str], Path], tmp_path: Path, format: int) -> None:
+def test_copies_of_the_teacher_take_its_shards(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = DiffusionCheckpoint(str(tiny("epsilon")))
     synthesize(checkpoint, recipe(checkpoint), tmp_path / "d", batch_size=7)
     copy = shutil.copytree(checkpoint.path, tmp_path / "copy")
     for path in copy.rglob("*.safetensors"):
         save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
         path.with_name(".DS_Store").touch()
-    if format == 1:  # whose digests were of files
-        manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
-        teacher = {**manifest["teacher"], "vae": "0" * 64, "text": "0" * 64}
-        (tmp_path / "d" / "manifest.json").write_text(json.dumps({**manifest, "format": 1, "teacher": teacher}))
     ShardSource(str(tmp_path / "d"), DiffusionCheckpoint(str(copy))).prepare()

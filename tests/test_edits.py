@@ -16,7 +16,6 @@ from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.mask_image import read_mask
 from dds_train.methods.requests import EditRequest, load_batch, make_batches, plan_edits
 from dds_train.methods.translate import plan_translations
-from dds_train.runs.record import Record
 from dds_train.translator import Task
 
 
@@ -167,20 +166,6 @@ def test_names_fit_a_file_system_with_all_their_endings(folder: Path) -> None:
     names = [edit.name for edit in plan(str(long), target=["a lion " * 20, "a lion " * 21, "a dog"])]
     assert len(set(names)) == 3
     assert all(len(f"{name}_before_after.png".encode()) <= 250 for name in names)
-
-
-def test_a_result_of_another_request_is_not_replaced(folder: Path) -> None:
-    (request,) = plan(str(folder / "a.png"))
-    with Record(folder / "out", "optimize") as record:
-        record.claim({})
-        (folder / "out" / "a.png").touch()
-        record.add("a", "key", ["a.png"], {"origin": request.origin(folder / "out")})
-    record = Record(folder / "out", "optimize")
-    record.check_origins({"a": replace(request, image=folder / "sub" / ".." / "a.png").origin(folder / "out")})
-    changes = ({"target": "a dog"}, {"source": "a dog"}, {"seed": 1}, {"mask": "auto"}, {"image": folder / "b.png"})
-    for change in changes:
-        with pytest.raises(UserError, match=rf"a is there, the result of {next(iter(change))}=.*; give another output_dir"):
-            record.check_origins({"a": replace(request, **change).origin(folder / "out")})
 
 
 def test_predict_takes_images_and_masks_of_a_list(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Image files by path, folder and pattern, and the names of their results."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -104,14 +105,19 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None
     assert names == ["a.png", "linked/c.png", "sub/b.png"]
 
 
-def test_photographs_in_formats_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photographs_in_formats_that_are_not_read_are_counted_as_images_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     touch(tmp_path, "p/a.HEIC", "p/sub/b.heic", "p/c.NEF", "p/._d.heic")
     heic = "" if HAS_HEIC else r"2 \.heic"
     with pytest.raises(UserError, match=rf"no images in this folder \({heic}.*1 \.nef not read: .*TIFF"):
         find_images(tmp_path / "p") if not HAS_HEIC else find_images(touch(tmp_path, "q/c.NEF") / "q")
     touch(tmp_path, "p/a.jpg")
+    walk, walks = os.walk, []
+    monkeypatch.setattr(os, "walk", lambda folder: walks.append(folder) or walk(folder))
     find_inputs(str(tmp_path / "p"), "out")
     assert "1 .nef not read" in capsys.readouterr().out
+    assert walks == [tmp_path / "p"]
 
 
 def test_names_never_leave_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

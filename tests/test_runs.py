@@ -12,7 +12,7 @@ import pytest
 import torch.distributed
 
 from dds_train.errors import UserError
-from dds_train.runs.digest import CACHE_FROM, digest, file_digest
+from dds_train.runs.digest import CACHE_FROM, cached_by_file, digest, file_digest
 from dds_train.runs.files import atomic_write, remove_leavings
 from dds_train.runs.ranks import rank_and_world
 from dds_train.runs.record import Record
@@ -61,13 +61,33 @@ def test_digests_of_large_files_are_cached(cache: Path, tmp_path: Path, monkeypa
     assert file_digest(path) == before
 
 
-def test_a_changed_file_is_read_again_whatever_its_time(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_is_read_once_by_a_process(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "weights", []
+    path.write_bytes(b"1")
+
+    def compute(path: Path) -> int:
+        read.append(path)
+        return len(read)
+
+    monkeypatch.setattr("dds_train.runs.digest.REMEMBERED", 2)
+    assert [cached_by_file(path, "weights", compute) for _ in range(2)] == [1, 2]  # written a moment ago
+    aged(path, monkeypatch)
+    assert [cached_by_file(path, "weights", compute) for _ in range(3)] == [3, 3, 3]
+    assert cached_by_file(path, "other", compute) == 4
+    assert [cached_by_file(path, one, compute) for one in ("third", "weights")] == [5, 6]  # of few
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("size", [CACHE_FROM, 1])
+def test_a_changed_file_is_read_again_whatever_its_time(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     path, other = tmp_path / "weights", tmp_path / "other"
-    path.write_bytes(bytes(CACHE_FROM))
+    path.write_bytes(bytes(size))
     stat = path.stat()
     aged(path, monkeypatch)
     before = file_digest(path)
-    other.write_bytes(b"1" * CACHE_FROM)
+    other.write_bytes(b"1" * size)
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     shutil.copy2(other, path)  # as long, and as old
     assert path.stat().st_mtime_ns == stat.st_mtime_ns
@@ -236,6 +256,15 @@ def test_a_result_is_struck_before_it_is_made_anew(made: Path) -> None:
     assert again.is_done("a.png", "key of a.png")
     assert again.values("a.png") == {"seconds": 2, "psnr": 3.5}
     assert (made / "record.jsonl").read_text().count("never made") == 0
+
+
+def test_a_result_is_made_anew_of_its_own_image_alone(made: Path) -> None:
+    with Record(made, "predict") as record:
+        record.add("a.png", "seed 1", values=record.origin(made / "inputs" / "a.png"))
+        record.check_origins({"a.png": made / "x" / ".." / "inputs" / "a.png", "new.png": made / "b.png"})
+        assert not record.is_done("a.png", "seed 2")
+        with pytest.raises(UserError, match=r"a\.png is there, the result of image=inputs/a\.png \(now b\.png\); give another"):
+            record.check_origins({"a.png": made / "b.png"})
 
 
 CUT = ['{"struck": "a.pn', '{"result": "a.png", "key"', "7\n", "\n", "null\n", '{"result": "z"}\n', "\x00"]

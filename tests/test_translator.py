@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dds_train
+from dds_train.diffusion.families import find_family
 from dds_train.distillation import Prompt
 from dds_train.errors import UserError
 from dds_train.translator import (
@@ -15,6 +16,7 @@ from dds_train.translator import (
     UNetTranslator,
     export_translator,
     load_translator,
+    make_translator,
     read_config,
     read_weights,
 )
@@ -76,6 +78,7 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "later" / "config.json").read_text())
     (tmp_path / "later" / "config.json").write_text(json.dumps({**config, "format": 99}))
     export_translator(tmp_path / "other", trained(), card())
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
     wrong = {**config, "translator": {**config["translator"], "channels": [8, 16]}}
     (tmp_path / "other" / "config.json").write_text(json.dumps(wrong))
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
@@ -122,8 +125,60 @@ def test_newer_and_older_formats_are_reported_as_such(tmp_path: Path) -> None:
             read_config(tmp_path / name)
         assert "corrupted" not in str(error.value)
     (tmp_path / "newer" / "config.json").write_text(json.dumps({**config, "format": FORMAT - 1}))
-    with pytest.raises(UserError, match=f"written in format {FORMAT - 1} .*train it again"):
+    with pytest.raises(UserError, match=f"written by an older dds_train, in format {FORMAT - 1},.*train it again"):
         read_config(tmp_path / "newer")
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("heads", [-1, 0, "2", 2.0, None, True, 3]),
+        ("depth", [0, 10**9, float("nan"), [1]]),
+        ("channels", [[16, 2**14], [16, -32], [], 16, "ab", [16, float("inf")], [[16], [32]]]),
+        ("attention", [[1, 0], "ab", [True], None]),
+        ("groups", [5, 10**12]),
+        ("latent_channels", [2**10, "4"]),
+        ("kind", ["lora2", None, ["unet"], "teacher_init"]),
+    ],
+)
+def test_a_hostile_configuration_takes_no_memory_and_one_line(tmp_path: Path, key: str, values: list[object]) -> None:
+    export_translator(tmp_path, trained(), card())
+    plain = json.loads((tmp_path / "config.json").read_text())
+    for value in values:
+        (tmp_path / "config.json").write_text(json.dumps({**plain, "translator": {**plain["translator"], key: value}}))
+        with pytest.raises(UserError, match="corrupted, or not a translator") as error:
+            load_translator(tmp_path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"translator\.rank=.*whole numbers"):
+        make_translator({"kind": "lora", "rank": 10**9}, lambda: pytest.fail("loads the teacher"), find_family("FluxPipeline"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": 5},
+        {"teacher_weights": ["vae"]},
+        {"tasks": {"a": {"source": "a", "target": "b", "instruction": "c", "swap": "x"}}},
+    ],
+)
+def test_other_types_are_refused_in_one_line(tmp_path: Path, change: dict[str, object]) -> None:
+    export_translator(tmp_path, trained(), card())
+    plain = json.loads((tmp_path / "config.json").read_text())
+    for content in ({**plain, **change}, {key: value for key, value in plain.items() if key not in change}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="corrupted, or not a translator") as error:
+            read_config(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path: Path) -> None:
+    export_translator(tmp_path, trained(), card())
+    path = tmp_path / "translator.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"translator\.safetensors is damaged"):
+        load_translator(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_never_read(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def run(config: OptimizeConfig) -> None:
         requests = plan_edits(config.image, config.source, config.target, config.mask, config.seed, folder)
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.name, keys[request])]
-        record.check_origins({request.name: request.origin(folder) for request in todo})
+        record.check_origins({request.name: request.image for request in todo})
         batches = make_batches(todo, config.batch_size, config.max_side)
         device = find_device(config.device)
         checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
@@ -46,7 +46,7 @@ def run(config: OptimizeConfig) -> None:
 
         def save(edit: OptimizedEdit) -> None:
             files = edit.save(folder, config.trajectory if config.snapshots else (), settings)
-            record.add(edit.request.name, keys[edit.request], files, {"origin": edit.request.origin(folder)})
+            record.add(edit.request.name, keys[edit.request], files, record.origin(edit.request.image))
 
         diverged = optimize_files(optimize, batches, config.max_side, save)
         pairs = [(request.image, folder / f"{request.name}.png") for request in requests if request not in diverged]

@@ -33,7 +33,7 @@ def run(config: PredictConfig) -> None:
         translator = Translator.from_pretrained(config.ckpt, teacher=config.teacher.path, **options)  # type: ignore[arg-type]
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.result, keys[request])]
-        record.check_origins({request.result: request.origin(folder) for request in todo})
+        record.check_origins({request.result: request.image for request in todo})
         record.claim(settings(config, trained, task, translator, automatic), free=FREE, growing=["teacher"])
         config.save(folder)
         if len(todo) < len(requests):
@@ -44,7 +44,7 @@ def run(config: PredictConfig) -> None:
         edit = MaskedTranslator(translator, instruction, config.strength, masking, task, config.seed)
 
         def done(request: TranslationRequest) -> None:
-            record.add(request.result, keys[request], values={"origin": request.origin(folder)})
+            record.add(request.result, keys[request], values=record.origin(request.image))
 
         failed = translate_files(edit, todo, sizes, folder, config.batch_size, config.max_side, done)
         pairs = [(request.image, folder / request.result) for request in requests if request not in failed]

@@ -10,7 +10,7 @@ from dds_train.data.source import Sample, image_size
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 from dds_train.images.files import read_image, square_crop
-from dds_train.images.find import find_images, root_folder, unsupported
+from dds_train.images.find import find_images_and_others, root_folder
 from dds_train.images.table_file import decoded, read_table
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -34,14 +34,14 @@ class FolderSource:
     """
 
     def __init__(self, path: str, checkpoint: DiffusionCheckpoint, size: int | None = None) -> None:
-        self.size, self.path = image_size(checkpoint, size), os.path.expanduser(path)
-        self.paths = find_images(path, "data.path")
+        self.size, self.path = image_size(checkpoint, size), path
+        self.paths, self.skipped = find_images_and_others(path, "data.path")
         folders = dict.fromkeys([root_folder(path), *(image.parent for image in self.paths)])
         self.metadata = [folder / name for folder in folders for name in METADATA]
 
     def prepare(self) -> None:
-        if os.path.isdir(self.path) and (skipped := unsupported(self.path)):
-            print(f"note: data.path={self.path}: {skipped}", flush=True)
+        if self.skipped:
+            print(f"note: data.path={self.path}: {self.skipped}", flush=True)
 
     @property
     def captions(self) -> list[str]:

@@ -33,7 +33,6 @@ IMAGES = ("png", "jpg", "jpeg", "webp")
 MANIFEST = "manifest.json"
 TABLE = "prompts.safetensors"
 FORMAT = 2  # of the manifest
-READABLE = (1, FORMAT)  # whose digests of teachers differ
 CAPTIONS = ("prompt", "caption", "text")  # keys of a .json
 LOOKED_AT = 32  # latents whose most common shape is that of the data set
 
@@ -153,8 +152,6 @@ class ShardSource:
     def _check(self, part: str) -> None:
         assert self.manifest is not None
         made_by = self.manifest["teacher"]
-        if self.manifest["format"] != FORMAT:
-            return
         try:
             digest = self.checkpoint.digest(part, up_to_half=True)
         except UserError:
@@ -198,12 +195,14 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or "format" not in manifest:
             return None
-        if manifest["format"] in READABLE:
-            return {key: manifest[key] for key in ("format", "samples", "shards", "teacher", "latents", "image", "colours")}
+        if manifest["format"] == FORMAT:
+            return {key: manifest[key] for key in ("samples", "shards", "teacher", "latents", "image", "colours")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; delete it and run the same synthesize command again, which writes it") from error
+    if manifest["format"] == 1:
+        raise UserError(f"{path}: written by an older dds_train; synthesize the data set again, into another folder")
     raise UserError(
-        f"{path}: of format {manifest['format']!r}, this dds_train reads {' and '.join(map(str, READABLE))}; "
+        f"{path}: of format {manifest['format']!r}, this dds_train reads {FORMAT}; "
         "upgrade dds_train, or delete the file if it is another program's"
     )
 

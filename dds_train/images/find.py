@@ -27,6 +27,7 @@ HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 if HAS_HEIC:
     FORMATS["HEIF"] = HEIC
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
+UNREAD = {*HEIC, *RAW} - EXTENSIONS
 RESERVED = ("before_after",)  # files that commands write beside the results
 
 
@@ -38,21 +39,32 @@ def find_images(spec: str | Path, key: str = "image") -> list[Path]:
     Raises:
         UserError: if there are none; names the configuration's `key`.
     """
+    return find_images_and_others(spec, key)[0]
+
+
+def find_images_and_others(spec: str | Path, key: str = "image") -> tuple[list[Path], str]:
+    """`find_images`, and what a folder has besides in formats of cameras: "3 .heic and 1 .nef not read: ..."; else ""."""
     path = Path(spec).expanduser()
     if os.path.isfile(path):  # False, too, for what is too long for a path
-        return [path]
+        return [path], ""
     if os.path.isdir(path):
-        images = sorted(files_below(path, lambda extension: extension in EXTENSIONS))
+        images, kinds = [], Counter[str]()
+        for file in files_below(path, lambda extension: extension in EXTENSIONS or extension in UNREAD):
+            extension = file.suffix.lower()
+            if extension in EXTENSIONS:
+                images.append(file)
+            else:
+                kinds[extension] += 1
         if not images:
-            others = unsupported(spec) or f"looked for {', '.join(sorted(EXTENSIONS))}"
+            others = unread(kinds) or f"looked for {', '.join(sorted(EXTENSIONS))}"
             raise UserError(f"{key}={spec}: no images in this folder ({others})")
-        return images
+        return sorted(images), unread(kinds)
     root = root_folder(path)
     pattern = os.path.join(glob.escape(str(root)), path.relative_to(root) if root != Path() else path)
     images = sorted(Path(match) for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match))
     if not images:
         raise UserError(f"{key}={spec}: no such file or folder, and no file matches it as a pattern")
-    return images
+    return images, ""
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
@@ -74,13 +86,10 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
                     yield path
 
 
-def unsupported(spec: str | Path) -> str:
-    """What a folder has in formats of cameras that are not read: "3 .heic and 1 .nef are not read; ..."; else ""."""
-    kinds = (*(() if HAS_HEIC else HEIC), *RAW)
-    counts = Counter(path.suffix.lower() for path in files_below(Path(spec).expanduser(), lambda one: one in kinds))
-    found = " and ".join(f"{count} {extension}" for extension, count in sorted(counts.items()))
-    remedies = ["pip install pillow-heif"] if set(counts) & set(HEIC) else []
-    remedies += ["convert raw files to TIFF"] if set(counts) & set(RAW) else []
+def unread(kinds: Counter[str]) -> str:
+    found = " and ".join(f"{count} {extension}" for extension, count in sorted(kinds.items()))
+    remedies = ["pip install pillow-heif"] if kinds.keys() & set(HEIC) else []
+    remedies += ["convert raw files to TIFF"] if kinds.keys() & set(RAW) else []
     return f"{found} not read: {', '.join(remedies)}" if found else ""
 
 
@@ -104,9 +113,9 @@ def find_inputs(spec: str | Sequence[str], output_dir: str | Path) -> list[tuple
     """
     stems: dict[Path, str] = {}
     for one in [spec] if isinstance(spec, str) else spec:
-        root, images = root_folder(one), find_images(one)
+        root, (images, skipped) = root_folder(one), find_images_and_others(one)
         stems |= {path: str(path.relative_to(root).with_suffix("")) for path in images}
-        if root == Path(one).expanduser() and (skipped := unsupported(one)):
+        if skipped:
             print(f"note: {one}: {skipped}", flush=True)
     results = Path(output_dir).resolve()
     inside = {parent: results in (folder := parent.resolve(), *folder.parents) for parent in {path.parent for path in stems}}

@@ -1,6 +1,5 @@
 """Edit requests: planned from images or an edit list, and put together in batches."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -36,15 +35,6 @@ class EditRequest:
     def shared(self) -> tuple[object, ...]:
         """What edits must have in common to share a source branch."""
         return self.image, self.source, self.mask, self.seed
-
-    def origin(self, folder: Path) -> dict[str, object]:
-        """What tells it from another request of that name; with paths relative to the output folder."""
-        mask = self.mask if self.mask in (None, AUTO) else os.path.relpath(str(self.mask), folder)
-        return {
-            "image": os.path.relpath(self.image, folder),
-            "mask": mask,
-            **{k: getattr(self, k) for k in ("source", "target", "seed")},
-        }
 
     def digest(self) -> str:
         """The identity of prompts, seed and files; their paths do not matter."""

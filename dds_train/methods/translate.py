@@ -1,6 +1,5 @@
 """Edits of image files by a trained translator, with masks."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,10 +37,6 @@ class TranslationRequest:
     def digest(self) -> str:
         """The identity of its files."""
         return digest([file_digest(self.image), self.mask if self.mask in (None, AUTO) else file_digest(str(self.mask))])
-
-    def origin(self, folder: Path) -> dict[str, object]:
-        """What tells it from another request of that name; with the path relative to the output folder."""
-        return {"image": os.path.relpath(self.image, folder)}
 
 
 def plan_translations(

@@ -12,8 +12,10 @@ from typing import Any
 
 from dds_train.errors import UserError
 
-CACHE_FROM = 2**24  # bytes; smaller files, such as results by the thousand, are hashed every time
+CACHE_FROM = 2**24  # bytes; of smaller files, such as results by the thousand, this process remembers the last ones
+REMEMBERED = 1024
 SETTLED = 2.0  # seconds after which a file's time tells its next change apart from its last one
+_remembered: dict[tuple[Path, str], dict[str, Any]] = {}
 
 
 def digest(value: Any) -> str:
@@ -30,8 +32,8 @@ def file_digest(path: str | Path) -> str:
 def cached_by_file(path: str | Path, what: str, compute: Callable[[Path], Any]) -> Any:
     """`compute(path)`, plain data that depends on the content of the file alone; `what` names it.
 
-    Those of large files are cached by path, size and time in the folder of `cache_folder`; whatever is wrong with that folder
-    costs time and nothing else.
+    Those of large files are cached by path, size and time in the folder of `cache_folder`, others in this process; whatever is
+    wrong with that folder costs time and nothing else.
     """
     path = Path(path).absolute()
     before = _identity(path)
@@ -39,13 +41,19 @@ def cached_by_file(path: str | Path, what: str, compute: Callable[[Path], Any]) 
     with contextlib.suppress(UserError):
         if before["size"] >= CACHE_FROM:
             entry = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.{what}.json"
-    if entry and (known := _read_entry(entry)) and known["file"] == before and what in known:
+    known = _read_entry(entry) if entry else _remembered.get((path, what))
+    if known and known["file"] == before and what in known:
         return known[what]
     value = compute(path)
     settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED
-    if entry and settled and _identity(path) == before:
-        with contextlib.suppress(OSError):
-            _write_entry(entry, {"file": before, what: value})
+    if settled and _identity(path) == before:
+        if entry:
+            with contextlib.suppress(OSError):
+                _write_entry(entry, {"file": before, what: value})
+        else:
+            _remembered[path, what] = {"file": before, what: value}
+            if len(_remembered) > REMEMBERED:
+                del _remembered[next(iter(_remembered))]
     return value
 
 

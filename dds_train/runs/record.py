@@ -161,14 +161,17 @@ class Record:
             )
         )
 
-    def check_origins(self, origins: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise UserError if a result of one of these names is there, and is of something else (see `add`)."""
-        for name, origin in origins.items():
-            known = self.values(name).get("origin", origin)
-            if differing := [f"{key}={known.get(key)} (now {origin[key]})" for key in origin if known.get(key) != origin[key]]:
-                raise UserError(
-                    f"output_dir={self.folder}: {name} is there, the result of {', '.join(differing)}; give another output_dir"
-                )
+    def origin(self, image: Path) -> dict[str, str]:
+        """Of a result's values, the image that it is of: a path relative to the folder."""
+        return {"image": os.path.relpath(image, self.folder)}
+
+    def check_origins(self, images: Mapping[str, Path]) -> None:
+        """Raise UserError if a result of one of these names is there, and is of another image: it is not made anew."""
+        for name, image in images.items():
+            now = self.origin(image)["image"]
+            if (known := self.values(name).get("image", now)) != now:
+                change = f"{name} is there, the result of image={known} (now {now})"
+                raise UserError(f"output_dir={self.folder}: {change}; give another output_dir")
 
     def strike(self, *names: str) -> None:
         """From now on, and until they are added again, these results are not done, whatever happens."""

@@ -133,8 +133,8 @@ class Sentinels(Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, DistillationModule)
-        state = checkpoint.get(SENTINELS_KEY, {"fired": {}, "windows": [{}]})  # older checkpoints have none
-        self.fired, known, names = dict(state["fired"]), state["windows"], pl_module.tasks.names
+        state, names = checkpoint[SENTINELS_KEY], pl_module.tasks.names
+        self.fired, known = dict(state["fired"]), state["windows"]
         for task, stacked in known[trainer.global_rank % len(known)].items():  # another number of ranks starts from some
             on_device = (latents.to(pl_module.device).clone() for latents in stacked)
             self._windows[task] = self._window(len(names), zip(*on_device, strict=True))

@@ -12,7 +12,7 @@ from dds_train.translator.files import (
 from dds_train.translator.kinds import KINDS, TranslatorNetwork, make_translator, translate_latents
 from dds_train.translator.location import find_translator, remembered
 from dds_train.translator.lora import LoRATranslator
-from dds_train.translator.task import Task, all_prompts, make_tasks, tasks_from
+from dds_train.translator.task import Task, all_prompts, make_tasks
 from dds_train.translator.teacher_init import TeacherInitTranslator
 from dds_train.translator.unet import UNetTranslator
 
@@ -34,7 +34,6 @@ __all__ = [
     "read_step",
     "read_weights",
     "remembered",
-    "tasks_from",
     "translate_latents",
     "weights_digest",
 ]

@@ -2,28 +2,33 @@
 
 import json
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dds_train import __version__
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.families import Family
 from dds_train.errors import UserError
 from dds_train.runs.digest import file_digest
 from dds_train.runs.files import atomic_write
 from dds_train.translator.kinds import make_translator
 from dds_train.translator.location import CONFIG, WEIGHTS, find_teacher, find_translator
-from dds_train.translator.task import Task, tasks_from
+from dds_train.translator.task import Task
 
-FORMAT = 3
+FORMAT = 4
+CHECKSUM = "sha256"  # of the weights, in config.json
 CONFIG_KEY = "translator_config"  # of a training checkpoint
 PREFIX = "translator."  # of the translator's weights in a training checkpoint
 
@@ -52,14 +57,20 @@ class TranslatorConfig:
         written = plain["format"]
         if written != FORMAT:
             newer = isinstance(written, int) and written > FORMAT
-            remedy = "upgrade dds_train" if newer else "train it again elsewhere, or take the dds_train that wrote it"
+            kind = f"in the newer format {written}" if newer else f"by an older dds_train, in format {written},"
+            remedy = "upgrade dds_train" if newer else "train it again, into another output_dir"
             raise OtherFormat(
-                f"written in {'the newer ' if newer else ''}format {written} by dds_train {plain.get('version', 'of old')}; "
-                f"this is dds_train {__version__}, which reads format {FORMAT}: {remedy}"
+                f"written {kind} by version {plain.get('version')}; this is dds_train {__version__}, which reads format "
+                f"{FORMAT}: {remedy}"
             )
-        if not isinstance(plain["translator"], dict):
-            raise TypeError(f"translator: a mapping, not {plain['translator']!r}")
-        return cls(**{**plain, "tasks": tasks_from(plain["tasks"])})
+        try:
+            config = TypeAdapter(cls).validate_python({one.name: plain[one.name] for one in fields(cls)})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        if not config.tasks:
+            raise ValueError("tasks: there are none")
+        return config
 
     def find_teacher(self, ckpt: Path) -> str:
         """Path or hub id at which the teacher is now; `ckpt` is this translator's own path.
@@ -96,8 +107,9 @@ def export_translator(folder: Path, translator: nn.Module, config: TranslatorCon
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in translator.state_dict().items()}
     with atomic_write(folder / WEIGHTS, durable=True) as partial:
         save_file(weights, partial)
-    with atomic_write(folder / "config.json") as partial:
-        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / CONFIG) as partial:
+        plain = {**config.to_dict(), CHECKSUM: file_digest(folder / WEIGHTS)}
+        partial.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_model_card(translator, config, notes), encoding="utf-8")
 
 
@@ -120,14 +132,31 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
         raise UserError(f"ckpt={path}: its weights are NaN or Inf; give a checkpoint from before they were")
     teacher = checkpoint or DiffusionCheckpoint(config.find_teacher(path))
     try:
+        if config.translator.get("kind") != "lora":
+            _check_size(config.translator, weights, teacher.family)
         # A denoiser of its own: adapters must not reach one that others use.
         translator = make_translator(config.translator, teacher.load_denoiser, teacher.family)
         translator.load_state_dict(weights)
     except UserError:
         raise
-    except (TypeError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
+    except Exception as error:  # whatever diffusers raises for a configuration that makes no network
         raise _corrupted(path, error) from error
     return translator.eval(), config
+
+
+def _check_size(config: dict[str, Any], weights: dict[str, torch.Tensor], family: Family) -> None:
+    """Raises ValueError, before any memory is taken, if the weights are not those of the network that `config` describes."""
+
+    def no_denoiser() -> Any:
+        raise ValueError("the network's options are not in its configuration")
+
+    for name, value in config.get("denoiser", {}).items():
+        if "layers" in name and any(int(number) > len(weights) for number in re.findall(r"\d+", str(value))):
+            raise ValueError(f"translator.denoiser.{name}={value}, and {len(weights)} weights")
+    with init_empty_weights():
+        planned = make_translator(config, no_denoiser, family).state_dict()
+    if {name: tensor.shape for name, tensor in planned.items()} != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ValueError("the weights are not those of the network in the configuration")
 
 
 def read_config(path: Path) -> TranslatorConfig:
@@ -137,15 +166,7 @@ def read_config(path: Path) -> TranslatorConfig:
         UserError: as `load_translator`.
     """
     path = find_translator(path)
-    if path.is_dir():
-        try:
-            plain = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(f"ckpt={path}: not a translator folder, which has config.json and {WEIGHTS}") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"ckpt={path}: config.json is corrupted: {error}") from error
-    else:
-        plain = _read_checkpoint(path)[CONFIG_KEY]
+    plain = _read_json(path) if path.is_dir() else _read_checkpoint(path)[CONFIG_KEY]
     try:
         return TranslatorConfig.from_dict(plain)
     except OtherFormat as error:
@@ -166,10 +187,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     try:
         result: dict[str, torch.Tensor] = load_file(path / WEIGHTS)
-        return result
     except Exception as error:  # the reader has no public error type
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"ckpt={path}: {WEIGHTS} cannot be read: {reason}") from error
+    if file_digest(path / WEIGHTS) != _read_json(path).get(CHECKSUM):
+        raise UserError(
+            f"ckpt={path}: {WEIGHTS} is damaged, or not the one that {CONFIG} belongs to; copy or export both again"
+        )
+    return result
 
 
 def read_step(path: Path) -> int:
@@ -185,6 +210,18 @@ def weights_digest(path: Path) -> str:
     """The identity of the weights of an exported folder or a training checkpoint."""
     path = find_translator(path)
     return file_digest(path / WEIGHTS if path.is_dir() else path)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(plain, dict):
+            raise ValueError("it has no keys")
+    except FileNotFoundError as error:
+        raise UserError(f"ckpt={folder}: not a translator folder, which has {CONFIG} and {WEIGHTS}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"ckpt={folder}: {CONFIG} is corrupted: {error}") from error
+    return plain
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
@@ -215,7 +252,8 @@ def _is_whole(path: Path, size: int, mtime_ns: int) -> bool:
 
 
 def _corrupted(path: Path, error: Exception) -> UserError:
-    return UserError(f"ckpt={path}: corrupted, or not a translator of dds_train: {str(error).splitlines()[0]}")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"ckpt={path}: corrupted, or not a translator of dds_train: {reason}")
 
 
 def _model_card(translator: nn.Module, config: TranslatorConfig, notes: str) -> str:

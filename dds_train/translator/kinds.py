@@ -61,6 +61,13 @@ def _teacher_init(base: Base, family: Family, **options: Any) -> nn.Module:
 KINDS: dict[str, Callable[..., nn.Module]] = {"unet": _unet, "lora": _lora, "teacher_init": _teacher_init}
 
 
+# Whole numbers of a configuration, which may come from a downloaded file, and the largest that makes sense of each.
+LIMITS = {
+    "latent_channels": 2**10, "text_dim": 2**16, "channels": 2**14, "depth": 2**6, "heads": 2**10, "groups": 2**10,
+    "rank": 2**12,
+}  # fmt: skip
+
+
 def make_translator(config: Mapping[str, Any], base: Base, family: Family) -> Any:
     """A new translator from its kind and options, or from a saved translator's `config`.
 
@@ -71,6 +78,10 @@ def make_translator(config: Mapping[str, Any], base: Base, family: Family) -> An
     kind = options.pop("kind", "unet")
     if kind not in KINDS:
         raise ValueError(f"translator.kind={kind}: there are {', '.join(KINDS)}")
+    for name in LIMITS.keys() & options.keys():
+        numbers = options[name] if name == "channels" else [options[name]]
+        if not all(type(one) is int and 1 <= one <= LIMITS[name] for one in numbers):
+            raise ValueError(f"translator.{name}={options[name]!r}: whole numbers from 1 to {LIMITS[name]} are expected")
     try:
         return KINDS[kind](base, family, **options)
     except TypeError as error:

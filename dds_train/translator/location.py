@@ -44,7 +44,7 @@ def find_teacher(teacher: str, weights: Mapping[str, str], ckpt: Path) -> str:
     above the translator, or in the hub that its path names.
 
     Args:
-        weights: digests of the parts that have to be the same; none for a translator of an earlier version.
+        weights: digests of the parts that have to be the same; none if they were not there when it was trained.
         ckpt: the translator.
 
     Raises:

@@ -33,10 +33,10 @@ class LoRATranslator(nn.Module):
     def __init__(self, denoiser: Any, family: Family, rank: int = 8, targets: Sequence[str] | None = None) -> None:
         super().__init__()
         targets = list(targets or family.lora_targets)
+        if not all(isinstance(one, str) for one in targets):
+            raise ValueError(f"translator.targets={targets}: must be names of layers")
         if any(isinstance(layer, BaseTunerLayer) for layer in denoiser.modules()):
             raise ValueError("this denoiser has adapters already; load another copy")
-        if rank < 1:
-            raise ValueError(f"translator.rank={rank}: must be at least 1")
         last_layer = denoiser.get_submodule(family.last_layer)
         try:
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), denoiser)

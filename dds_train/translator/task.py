@@ -61,20 +61,6 @@ def make_tasks(
     return made
 
 
-def tasks_from(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
-    """Tasks of a file.
-
-    Raises:
-        TypeError: if there are none, or prompts that are no texts.
-    """
-    tasks = {name: Task(**fields) for name, fields in plain.items()}
-    if not tasks or not all(
-        isinstance(text, str) for one in tasks.values() for text in (one.source, one.target, one.instruction)
-    ):
-        raise TypeError("tasks: requires one at least, with texts for source, target and instruction")
-    return tasks
-
-
 def all_prompts(tasks: Iterable[Task], captions: Sequence[str] = ()) -> list[str]:
     """Every prompt of these tasks for images with these captions, each once."""
     prompts: dict[str, None] = {}

@@ -23,10 +23,10 @@ class UNetTranslator(nn.Module):
         depth: residual blocks at each resolution.
         attention: for each resolution, whether it attends to the text.
         heads: attention heads.
-        groups: of the group normalisation; must divide every width.
+        groups: of the group normalisation.
 
     Raises:
-        ValueError: if `channels` and `attention` differ in length, or `groups` does not divide every width.
+        ValueError: if `channels` and `attention` differ in length, or `heads` or `groups` does not divide every width.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class UNetTranslator(nn.Module):
         groups: int = 16,
     ) -> None:
         super().__init__()
-        if len(channels) != len(attention):
-            raise ValueError(f"translator: {len(channels)} widths need as many attention flags, got {len(attention)}")
-        if any(width % groups for width in channels):
-            raise ValueError(f"translator: {groups} groups do not divide the widths {list(channels)}")
+        if not 1 <= len(channels) == len(attention) <= 16 or not all(isinstance(one, bool) for one in attention):
+            raise ValueError(f"translator: {len(channels)} widths need as many attention flags, got {attention!r}")
+        if any(width % groups or width % heads for width in channels):
+            raise ValueError(f"translator: groups={groups} and heads={heads} must divide each of the widths {list(channels)}")
         self.latent_channels, self.text_dim, self.stride = latent_channels, text_dim, 2 ** (len(channels) - 1)
         self.config: dict[str, Any] = {
             "kind": "unet",
