@@ -1,14 +1,14 @@
 """All families of teachers: predictions, latents and samples are those of diffusers' own pipelines."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_families
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from shell import PROMPTS, fit, run
 from tiny_families import TINY
 from torch import Tensor
@@ -27,7 +27,8 @@ from dds_train.methods.masks import automatic_mask
 from dds_train.methods.optimize import optimize_latent
 from dds_train.training.memory import step_bytes
 from dds_train.training.tasks import TaskBank
-from dds_train.translator import Task, TranslatorConfig, export_translator, load_translator, make_translator
+from dds_train.translator import Task, TranslatorConfig, export_translator, load_translator, make_translator, remembered
+from dds_train.translator.pipeline import Translator
 
 # Z-Image's pipeline calls a guidance of 3 2; Qwen-Image's rescales the guided prediction; FLUX.1 has guidance as an input.
 REPOSITORY = Path(__file__).parents[1]
@@ -222,6 +223,43 @@ def test_prompts_of_any_length_in_a_table_on_disk(checkpoint: DiffusionCheckpoin
     tasks = {"lion": Task("a cat", "a much longer prompt", "a cat")}
     source, target = TaskBank.embed(tasks, again).conditions(torch.tensor([0, 0]), None)
     assert target.text["text"].shape == source.text["text"].shape == source.null["text"].shape
+
+
+def test_prompts_are_cut_at_max_tokens(checkpoint: DiffusionCheckpoint) -> None:
+    """As diffusers' own `encode_prompt` does; prompts of other lengths are no copies of each other, weights are."""
+    if checkpoint.family.name == "Stable Diffusion XL":
+        with pytest.raises(UserError, match=r"teacher\.max_tokens=20: prompts of Stable Diffusion XL are of one length"):
+            replace(checkpoint, max_tokens=20)
+        return
+    short, text = replace(checkpoint, max_tokens=20), "a cat and a much longer prompt"
+    whole, cut = (one.text_encoder().embed(text)["text"] for one in (checkpoint, short))
+    ahead = {"Stable Diffusion 3 and 3.5": 77}.get(checkpoint.family.name, 0)  # tokens of CLIP
+    assert cut.shape[1] == ahead + 20 < whole.shape[1]
+    again = DiffusionCheckpoint(checkpoint.path).text_encoder()
+    encode = again.pipeline.encode_prompt
+    again.pipeline.encode_prompt = lambda *args, **options: encode(*args, **options, max_sequence_length=20)
+    assert torch.equal(cut, again.embed(text)["text"])
+    assert short.digest("text") != checkpoint.digest("text") != replace(checkpoint, max_tokens=21).digest("text")
+    assert short.digest("denoiser", "vae") == checkpoint.digest("denoiser", "vae")
+
+
+def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
+    """Its tokens are zeros, as many as `max_tokens`; a translator remembers how many."""
+    torch.manual_seed(0)
+    parts = TINY["sd3"]().components
+    StableDiffusion3Pipeline(**{**parts, "text_encoder_3": None, "tokenizer_3": None}).save_pretrained(tmp_path / "sd3")
+    checkpoint = DiffusionCheckpoint(str(tmp_path / "sd3"), max_tokens=1)
+    text = checkpoint.text_encoder().embed(["a cat", ""])["text"]
+    assert text.shape == (2, 78, 64)
+    assert not text[:, 77:].any()
+    assert text[:, :77].any()
+    translator = make_translator({"kind": "lora"}, checkpoint.load_denoiser, checkpoint.family)
+    config = TranslatorConfig(
+        {"lion": Task("a cat", "a lion", "a lion")}, translator=translator.config, **remembered(checkpoint)
+    )
+    export_translator(tmp_path / "lion", translator, config)
+    loaded = Translator.from_pretrained(tmp_path / "lion", device="cpu")
+    assert loaded.text.embed("a lion")["text"].shape == (1, 78, 64)
 
 
 @pytest.mark.parametrize("kind", ["unet", "lora", "teacher_init"])

@@ -283,6 +283,7 @@ Words = dict[str, Annotated[list[str], FreeText(), PlainValidator(several), Afte
 Prompts = Annotated[Texts, AfterValidator(prompt_file)]
 Device = Annotated[str, AfterValidator(device_name)]
 TimestepRange = Annotated[list[int], AfterValidator(timestep_range)]
+MaxTokens = Annotated[int, number_between(1, 1024)]
 
 
 class Section(BaseModel):
@@ -327,6 +328,7 @@ class TeacherConfig(Section):
     path: ModelPath
     pipeline: Text | None = None  # the class of checkpoints that these settings suit, for teacher=FOLDER
     dtype: Dtype
+    max_tokens: MaxTokens | None = None
     editing: Editing
 
 
@@ -336,6 +338,7 @@ class CheckpointTeacher(Section):
     path: ModelPath | None
     pipeline: Text | None = None
     dtype: Dtype
+    max_tokens: MaxTokens | None = None  # of conf/teacher; translators have their own
     editing: Editing | None = None
 
 

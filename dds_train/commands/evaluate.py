@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dds_train.cli.schema import EvaluateConfig
-from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.device import find_device, find_dtype
+from dds_train.commands import make_checkpoint
+from dds_train.diffusion.device import find_device
 from dds_train.errors import UserError
 from dds_train.evaluation.configured import configured_methods
 from dds_train.evaluation.evaluate import evaluate
@@ -42,7 +42,7 @@ def run(config: EvaluateConfig) -> None:
         inception=config.fid,
         seed=config.seed,
     )
-    teacher = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
+    teacher = make_checkpoint(config.teacher, device)
     settings = {
         "teacher": teacher.digest(),
         "dtype": str(teacher.dtype),
@@ -52,7 +52,7 @@ def run(config: EvaluateConfig) -> None:
     }
 
     def context() -> MethodContext:
-        return MethodContext(DiffusionCheckpoint(config.teacher.path, device, teacher.dtype), config.seed)
+        return MethodContext(make_checkpoint(config.teacher, device), config.seed)
 
     with Record(output_dir, "evaluate") as record:
         record.claim(settings, growing=["methods"])

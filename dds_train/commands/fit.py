@@ -4,10 +4,10 @@ import pytorch_lightning as pl
 
 from dds_train.cli.instantiate import make
 from dds_train.cli.schema import FitConfig
+from dds_train.commands import make_checkpoint
 from dds_train.data.augment import make_augment
 from dds_train.data.source import make_source
-from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.device import find_dtype, find_rank_device
+from dds_train.diffusion.device import find_rank_device
 from dds_train.distillation import make_loss
 from dds_train.runs.ranks import is_first_rank
 from dds_train.runs.record import Record
@@ -29,7 +29,7 @@ TRAINER = {"ema", "max_bad_fraction", "log_every", "validate_every", "checkpoint
 def run(config: FitConfig) -> None:
     with Record(config.output_dir, "fit", rank=0 if is_first_rank() else 1) as record:
         device = find_rank_device("cpu" if config.trainer.accelerator == "cpu" else config.device)
-        checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
+        checkpoint = make_checkpoint(config.teacher, device)
         claim = TrainingClaim(record, config.model_dump(), checkpoint)
         if claim.is_finished:
             print(f"finished already, {claim.max_steps} training steps: {record.folder / 'translator'}", flush=True)

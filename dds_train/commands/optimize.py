@@ -5,8 +5,9 @@ from functools import partial
 
 from dds_train.cli.instantiate import make
 from dds_train.cli.schema import OptimizeConfig
+from dds_train.commands import make_checkpoint
 from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.device import find_device, find_dtype
+from dds_train.diffusion.device import find_device
 from dds_train.distillation import make_loss
 from dds_train.errors import UserError
 from dds_train.images.grids import save_before_after
@@ -31,8 +32,7 @@ def run(config: OptimizeConfig) -> None:
         todo = [request for request in requests if not record.is_done(request.name, keys[request])]
         record.check_origins({request.name: request.image for request in todo})
         batches = make_batches(todo, config.batch_size, config.max_side)
-        device = find_device(config.device)
-        checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
+        checkpoint = make_checkpoint(config.teacher, find_device(config.device))
         optimize, settings = build_optimizer(config, checkpoint), config.model_dump()
         settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": checkpoint.digest()}
         record.claim(settings, free=FREE)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from dds_train.cli.schema import SynthesizeConfig
+from dds_train.commands import make_checkpoint
 from dds_train.data.prompts import as_templates, fill_all, read_prompts
 from dds_train.data.shards import MANIFEST
 from dds_train.data.synthesis import Score, recipe_for, synthesize, verify
-from dds_train.diffusion import DiffusionCheckpoint
-from dds_train.diffusion.device import find_dtype, find_rank_device
+from dds_train.diffusion.device import find_rank_device
 from dds_train.evaluation.metrics.clip import Clip
 from dds_train.runs.ranks import rank_and_world
 from dds_train.translator import all_prompts, make_tasks
@@ -16,7 +16,7 @@ from dds_train.translator import all_prompts, make_tasks
 def run(config: SynthesizeConfig) -> None:
     rank, world_size = rank_and_world()
     device, folder, clip = find_rank_device(config.device), Path(config.output_dir), config.clip
-    checkpoint = DiffusionCheckpoint(config.teacher.path, device, find_dtype(config.teacher.dtype, device))
+    checkpoint = make_checkpoint(config.teacher, device)
     checkpoint.check_guidance("dds", config.guidance)
     prompt_settings = config.model_dump(include={"tasks", "source", "target", "instruction"})
     tasks = make_tasks(**prompt_settings) if config.target or config.tasks else {}

@@ -157,7 +157,7 @@ class ShardSource:
         except UserError:
             return  # not on this disk, so there is nothing to compare with
         if made_by[part] != digest:
-            name = {"vae": "VAE", "text": "text encoder"}[part]
+            name = {"vae": "VAE", "text": "text encoder or teacher.max_tokens"}[part]
             raise UserError(
                 f"data.path={self.shards[0].parent}: made with another {name} (that of {made_by['path']}) than "
                 f"teacher.path={self.checkpoint.path}; take that teacher, or synthesize the data set again"

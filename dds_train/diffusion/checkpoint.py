@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import diffusers
@@ -19,6 +20,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
 )
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
 from dds_train.diffusion.autoencoder import Autoencoder
@@ -57,16 +59,26 @@ class DiffusionCheckpoint:
         path: a name in `BUNDLED` (teachers of the critters), a folder that holds model_index.json, or a hub id ("owner/name").
         device: where the parts go.
         dtype: precision of denoiser and text encoders; the VAE stays in float32, where no checkpoint overflows.
+        max_tokens: of a prompt, for families whose text encoder has no length of its own; None is their pipeline's default.
 
     Raises:
-        UserError: from whatever needs a part, if it is not there, cannot be read, or is of a family that is not supported.
+        UserError: for `max_tokens` of another family; from whatever needs a part, if it is not there, cannot be read, or is of
+            a family that is not supported.
     """
 
     path: str
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    max_tokens: int | None = None
 
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is None:
+            return
+        name, arguments = self.family.name, inspect.signature(self._pipeline.encode_prompt).parameters
+        if "max_sequence_length" not in arguments:
+            raise UserError(f"teacher.max_tokens={self.max_tokens}: prompts of {name} are of one length; take null")
 
     @property
     def family(self) -> Family:
@@ -140,7 +152,8 @@ class DiffusionCheckpoint:
         return max(self.family.shape(self._config(self.family.denoiser)).size) * factor, factor
 
     def digest(self, *parts: str, up_to_half: bool = False) -> str:
-        """The identity of what is loaded as `parts`: a digest of their weights, configurations and vocabularies.
+        """The identity of what is loaded as `parts`: a digest of their weights, configurations and vocabularies, and of "text"
+        also of `max_tokens`.
 
         It does not depend on the files' format, names and number, nor on files beside them.
 
@@ -152,10 +165,14 @@ class DiffusionCheckpoint:
             UserError: if they are not there, or cannot be read.
         """
         folders: list[str] = []
-        for part in parts or ("denoiser", "vae", "text", "scheduler"):
+        parts = parts or ("denoiser", "vae", "text", "scheduler")
+        for part in parts:
             folders += [self.family.denoiser] if part == "denoiser" else self._text_parts if part == "text" else [part]
         root, kind = self._folder(*folders), "half" if up_to_half else "exact"
-        return digest({name: self._identity(root / name, kind) for name in folders})
+        identity = {name: self._identity(root / name, kind) for name in folders}
+        if self.max_tokens is not None and "text" in parts:
+            identity["max_tokens"] = self.max_tokens
+        return digest(identity)
 
     def _once(self, name: str, load: Callable[[], T]) -> T:
         if name not in self._loaded:
@@ -172,15 +189,17 @@ class DiffusionCheckpoint:
         return Teacher(network, self.family, schedule, kind, self.device, self.dtype)
 
     def _load_text_encoder(self) -> TextEncoder:
-        family, pipeline = self.family, getattr(diffusers, self._index["_class_name"])
-        parameters = inspect.signature(pipeline).parameters
+        family, parameters = self.family, inspect.signature(self._pipeline).parameters
         options = {name: value for name, value in self._index.items() if name in parameters and not isinstance(value, list)}
         components = {name: None for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
         components |= {name: self._load(name) for name in self._text_parts}
         for name in self._text_parts:
             if name.startswith("tokenizer"):
                 self._check_tokenizer(name, components[name], components[name.replace("tokenizer", "text_encoder")])
-        return TextEncoder(pipeline(**components, **{**options, **family.pipeline_options}), family, self.device, self.dtype)
+        pipeline = self._pipeline(**components, **{**options, **family.pipeline_options})
+        # Stable Diffusion 3 without T5 asks its denoiser for the width of prompts.
+        setattr(pipeline, family.denoiser, SimpleNamespace(config=FrozenDict(self._config(family.denoiser))))
+        return TextEncoder(pipeline, family, self.device, self.dtype, self.max_tokens)
 
     def _scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
         """The noise schedule and prediction type, whatever sampler the checkpoint comes with."""
@@ -265,6 +284,10 @@ class DiffusionCheckpoint:
     @property
     def _index(self) -> dict[str, Any]:
         return self._once("index", lambda: read_json(self._folder() / INDEX))
+
+    @property
+    def _pipeline(self) -> Any:
+        return getattr(diffusers, self._index["_class_name"])
 
     @property
     def _text_parts(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Prompts to embeddings."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,15 +17,23 @@ class TextEncoder(Frozen):
     """The text parts of a diffusers pipeline.
 
     Args:
-        pipeline: holds tokenizers and text encoders, and None for all other parts.
+        pipeline: holds tokenizers and text encoders, and no other networks.
+        max_tokens: of a prompt; None is the pipeline's default.
     """
 
     def __init__(
-        self, pipeline: Any, family: Family, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        pipeline: Any,
+        family: Family,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_tokens: int | None = None,
     ) -> None:
         models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         super().__init__(nn.ModuleDict(models), device, dtype)
         self.pipeline, self.family = pipeline, family
+        if max_tokens is not None:
+            pipeline.encode_prompt = partial(pipeline.encode_prompt, max_sequence_length=max_tokens)
 
     # no_grad, not inference_mode: embeddings made under the latter break a later backward pass through the translator.
     @torch.no_grad()

@@ -45,6 +45,7 @@ class TranslatorConfig:
     teacher: str  # absolute path or hub id of the checkpoint whose VAE and text encoder it works with
     translator: dict[str, Any]  # its `config`
     teacher_weights: dict[str, str] = field(default_factory=dict)  # part -> digest up to half precision; see `location`
+    max_tokens: int | None = None  # of the text encoder's prompts; None is the pipeline's default
     format: int = FORMAT
     version: str = __version__  # of dds_train, which wrote it
 
@@ -80,7 +81,7 @@ class TranslatorConfig:
         """
         parts = ("vae", "text", *(["denoiser"] if self.translator.get("kind") == "lora" else []))
         weights = {part: self.teacher_weights[part] for part in parts if part in self.teacher_weights}
-        return find_teacher(self.teacher, weights, ckpt)
+        return find_teacher(self.teacher, weights, ckpt, self.max_tokens)
 
     def choose(self, task: str | None) -> Task:
         """The task of that name; None means the only one there is.
@@ -130,7 +131,7 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
     config, weights = read_config(path), read_weights(path)
     if not all_finite(weights.values()):
         raise UserError(f"ckpt={path}: its weights are NaN or Inf; give a checkpoint from before they were")
-    teacher = checkpoint or DiffusionCheckpoint(config.find_teacher(path))
+    teacher = checkpoint or DiffusionCheckpoint(config.find_teacher(path), max_tokens=config.max_tokens)
     try:
         if config.translator.get("kind") != "lora":
             _check_size(config.translator, weights, teacher.family)

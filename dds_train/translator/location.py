@@ -31,21 +31,23 @@ def find_translator(path: Path) -> Path:
 
 
 def remembered(checkpoint: DiffusionCheckpoint) -> dict[str, Any]:
-    """What finds a teacher again: `teacher`, its hub id or absolute path, and `teacher_weights`, digests of its parts."""
+    """What finds a teacher again: `teacher`, its hub id or absolute path, and `teacher_weights`, digests of its parts; and the
+    `max_tokens` of its prompts."""
     weights = {}
     for part in ("vae", "text", "denoiser"):
         with contextlib.suppress(UserError):  # not there, and not needed to train on latents
             weights[part] = checkpoint.digest(part, up_to_half=True)
-    return {"teacher": checkpoint.origin, "teacher_weights": weights}
+    return {"teacher": checkpoint.origin, "teacher_weights": weights, "max_tokens": checkpoint.max_tokens}
 
 
-def find_teacher(teacher: str, weights: Mapping[str, str], ckpt: Path) -> str:
+def find_teacher(teacher: str, weights: Mapping[str, str], ckpt: Path, max_tokens: int | None = None) -> str:
     """Path or hub id of a teacher that `remembered` describes: where it was, at the same place below the current folder or one
     above the translator, or in the hub that its path names.
 
     Args:
         weights: digests of the parts that have to be the same; none if they were not there when it was trained.
         ckpt: the translator.
+        max_tokens: of its prompts.
 
     Raises:
         UserError: naming where it looked.
@@ -53,7 +55,7 @@ def find_teacher(teacher: str, weights: Mapping[str, str], ckpt: Path) -> str:
     looked: list[str] = []
     for place in _places(teacher, ckpt, known=bool(weights)):
         try:
-            checkpoint = DiffusionCheckpoint(place)
+            checkpoint = DiffusionCheckpoint(place, max_tokens=max_tokens)
             other = [part for part, digest in weights.items() if checkpoint.digest(part, up_to_half=True) != digest]
             if not other:
                 return place

@@ -83,7 +83,9 @@ class Translator:
         """
         device = find_device(device)
         path = find_translator(Path(path))
-        checkpoint = DiffusionCheckpoint(teacher or read_config(path).find_teacher(path), device, find_dtype(dtype, device))
+        config = read_config(path)
+        place = teacher or config.find_teacher(path)
+        checkpoint = DiffusionCheckpoint(place, device, find_dtype(dtype, device), config.max_tokens)
         return cls(*load_translator(path, checkpoint), checkpoint, tile, overlap)
 
     def __call__(
