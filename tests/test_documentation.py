@@ -28,7 +28,7 @@ def commands() -> Iterator[tuple[str, str]]:
             yield page, re.split(r"`| {2,}#|, after ", line)[0].strip()
 
 
-# That with files of the reader's own is run by test_commands, test_a_data_source_of_ones_own.
+# That with files of the reader's own is run by test_commands_fit, test_a_data_source_of_ones_own.
 SHOWN = [(page, line) for page, line in commands() if line.split()[0] in MODELS and "--config-dir" not in line]
 
 

@@ -319,7 +319,8 @@ def test_evaluate_critters_and_go_on(tmp_path: Path) -> None:
     assert metrics["vae_reconstruction"]["gap closed"]["mean"] > 0.9
     assert metrics["identity"]["diversity"]["mean"] == pytest.approx(1)
     assert metrics["dds"]["peak MiB"]["mean"] > 100
-    assert Image.open(out / "sheet.png").width > 8 * 90
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width > 8 * 90
     first = next((out / "images" / "dds").iterdir())
     kept = next((out / "images" / "identity").iterdir()).stat().st_mtime_ns
     first.unlink()

@@ -227,10 +227,8 @@ def test_prompts_of_any_length_in_a_table_on_disk(checkpoint: DiffusionCheckpoin
 
 def test_prompts_are_cut_at_max_tokens(checkpoint: DiffusionCheckpoint) -> None:
     """As diffusers' own `encode_prompt` does; prompts of other lengths are no copies of each other, weights are."""
-    if checkpoint.family.name == "Stable Diffusion XL":
-        with pytest.raises(UserError, match=r"teacher\.max_tokens=20: prompts of Stable Diffusion XL are of one length"):
-            replace(checkpoint, max_tokens=20)
-        return
+    if checkpoint.family.embed_chunks:
+        pytest.skip("see test_long_prompts_are_read_in_chunks")
     short, text = replace(checkpoint, max_tokens=20), "a cat and a much longer prompt"
     whole, cut = (one.text_encoder().embed(text)["text"] for one in (checkpoint, short))
     ahead = {"Stable Diffusion 3 and 3.5": 77}.get(checkpoint.family.name, 0)  # tokens of CLIP
@@ -241,6 +239,27 @@ def test_prompts_are_cut_at_max_tokens(checkpoint: DiffusionCheckpoint) -> None:
     assert torch.equal(cut, again.embed(text)["text"])
     assert short.digest("text") != checkpoint.digest("text") != replace(checkpoint, max_tokens=21).digest("text")
     assert short.digest("denoiser", "vae") == checkpoint.digest("denoiser", "vae")
+
+
+@pytest.mark.filterwarnings("ignore:prompt of")
+@pytest.mark.parametrize("teacher", ["sd", "sdxl"])
+def test_long_prompts_are_read_in_chunks(folder: Callable[[str], Path], tiny: Callable[[str], Path], teacher: str) -> None:
+    path = str(tiny("epsilon") if teacher == "sd" else folder("sdxl"))
+    plain, one, two = (DiffusionCheckpoint(path, max_tokens=tokens).text_encoder() for tokens in (None, 75, 76))
+    for text in ("", "a cat", "x" * 74):  # each letter is a token, and so is the end of a word
+        assert all(torch.equal(tensor, plain.embed(text)[name]) for name, tensor in one.embed(text).items()), text
+    first, second, other = "x " * 75, "y " * 70, "z " * 70
+    long, changed = two.embed(f"{first}{second}"), two.embed(f"{first}{other}")
+    assert torch.equal(long["text"], torch.cat([plain.embed(first)["text"], plain.embed(second)["text"]], dim=1))
+    assert not torch.equal(long["text"], changed["text"])
+    torch.testing.assert_close(two.embed([f"{first}{second}", f"{first}{other}"])["text"][1:], changed["text"])
+    if teacher == "sd":  # whose null prompt is no row of zeros; shorter prompts are as long as the others
+        condition = two.condition("a cat")
+        empty = plain.embed("")["text"]
+        assert torch.equal(condition.text["text"], torch.cat([plain.embed("a cat")["text"], empty], dim=1))
+        assert torch.equal(condition.null["text"], torch.cat([empty, empty], dim=1))
+    with pytest.warns(UserWarning, match=r"prompt of 302 tokens, of which the last 150 are cut: .*teacher\.max_tokens=302"):
+        two.embed("x " * 300)
 
 
 def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:

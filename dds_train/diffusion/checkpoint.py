@@ -59,11 +59,10 @@ class DiffusionCheckpoint:
         path: a name in `BUNDLED` (teachers of the critters), a folder that holds model_index.json, or a hub id ("owner/name").
         device: where the parts go.
         dtype: precision of denoiser and text encoders; the VAE stays in float32, where no checkpoint overflows.
-        max_tokens: of a prompt, for families whose text encoder has no length of its own; None is their pipeline's default.
+        max_tokens: of a prompt; None is the default of the family's pipeline.
 
     Raises:
-        UserError: for `max_tokens` of another family; from whatever needs a part, if it is not there, cannot be read, or is of
-            a family that is not supported.
+        UserError: from whatever needs a part, if it is not there, cannot be read, or is of a family that is not supported.
     """
 
     path: str
@@ -72,13 +71,6 @@ class DiffusionCheckpoint:
     max_tokens: int | None = None
 
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is None:
-            return
-        name, arguments = self.family.name, inspect.signature(self._pipeline.encode_prompt).parameters
-        if "max_sequence_length" not in arguments:
-            raise UserError(f"teacher.max_tokens={self.max_tokens}: prompts of {name} are of one length; take null")
 
     @property
     def family(self) -> Family:

@@ -31,15 +31,17 @@ class TextEncoder(Frozen):
     ) -> None:
         models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         super().__init__(nn.ModuleDict(models), device, dtype)
-        self.pipeline, self.family = pipeline, family
-        if max_tokens is not None:
+        self.pipeline, self._embed = pipeline, family.embed
+        if max_tokens is not None and family.embed_chunks:
+            self._embed = partial(family.embed_chunks, tokens=max_tokens)
+        elif max_tokens is not None:
             pipeline.encode_prompt = partial(pipeline.encode_prompt, max_sequence_length=max_tokens)
 
     # no_grad, not inference_mode: embeddings made under the latter break a later backward pass through the translator.
     @torch.no_grad()
     def embed(self, prompts: str | Sequence[str]) -> Prompt:
         """N prompts encoded, in float32. The empty one is what guidance pushes away from."""
-        return self.family.embed(self.pipeline, [prompts] if isinstance(prompts, str) else prompts).to(dtype=torch.float32)
+        return self._embed(self.pipeline, [prompts] if isinstance(prompts, str) else prompts).to(dtype=torch.float32)
 
     def condition(self, prompts: str | Sequence[str], negative: str | None = None) -> Condition:
         """N prompts as a `Condition`, each beside the empty prompt and, if there is one, the negative prompt."""

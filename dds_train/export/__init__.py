@@ -36,8 +36,12 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 __all__ = ["FORMATS", "check_family", "check_packages", "export_folder"]
 
 
-def check_family(format: str, family: Family) -> None:
-    """Raises UserError if translators on a family of teachers cannot be written in this format."""
+def check_family(format: str, family: Family, max_tokens: int | None = None) -> None:
+    """Raises UserError if translators on a family of teachers, and for prompts of `max_tokens`, cannot have this format."""
+    if format == "diffusers" and max_tokens is not None:
+        raise UserError(
+            f"format=diffusers: its prompts have no teacher.max_tokens={max_tokens}; take format=safetensors or onnx"
+        )
     if format != "safetensors" and not family.standalone:
         raise UserError(f"format={format}: not available for translators on {family.name}; take format=safetensors")
 

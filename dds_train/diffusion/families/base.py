@@ -119,6 +119,8 @@ class Family:
     embed: Callable[[Any, Sequence[str]], Prompt]  # (pipeline of text parts alone, prompts); "" is the null prompt
     # (network, z_t [N,C,h,w], time [N], N prompts) -> [N,C,h,w]. Time is the integer timestep, or, for a rectified flow, sigma.
     denoise: Callable[[Any, Tensor, Tensor, Prompt], Tensor]
+    # (pipeline, prompts, tokens): `embed` of prompts of up to so many tokens, where the text encoder alone reads 77 of them.
+    embed_chunks: Callable[[Any, Sequence[str], int], Prompt] | None = None
     # The decoder's self-attention layers, each group with the module that gets their input as [N,width,h',w']; for loss cds.
     self_attention: Callable[[Any], Iterable[tuple[nn.Module, Sequence[nn.Module]]]] | None = None
     vae_factor: Callable[[Config], int] = vae_factor  # pixels per latent

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from dds_train.diffusion.families.base import Config, Family, check_channels
-from dds_train.diffusion.families.stable_diffusion import ATTENTION, self_attention, shape
+from dds_train.diffusion.families.stable_diffusion import ATTENTION, chunks, self_attention, shape, warn_of_cut
 from dds_train.distillation.prompt import Prompt
 
 FACTOR = 8  # pixels per latent of its VAE: the UNet reads the size in pixels
@@ -23,7 +23,25 @@ def check(config: Callable[[str], Config]) -> None:
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
+    warn_of_cut(pipeline.tokenizer, prompts, pipeline.tokenizer.model_max_length)
     text, _, pooled, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    return _with_null(pipeline, prompts, text, pooled)
+
+
+def embed_chunks(pipeline: Any, prompts: Sequence[str], tokens: int) -> Prompt:
+    """`embed` of each of a prompt's `chunks`, side by side; pooled is that of the first one."""
+    sides = []
+    for tokenizer, encoder in (
+        (pipeline.tokenizer, pipeline.text_encoder),
+        (pipeline.tokenizer_2, pipeline.text_encoder_2),
+    ):
+        tokenized = chunks(pipeline, tokenizer, prompts, tokens)
+        outputs = [encoder(chunk.to(encoder.device), output_hidden_states=True) for chunk in tokenized]
+        sides.append(torch.cat([output.hidden_states[-2] for output in outputs], dim=1))
+    return _with_null(pipeline, prompts, torch.cat(sides, dim=-1), outputs[0].text_embeds)
+
+
+def _with_null(pipeline: Any, prompts: Sequence[str], text: Tensor, pooled: Tensor) -> Prompt:
     if pipeline.config.force_zeros_for_empty_prompt:  # the null prompt that it was trained with
         filled = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
         text, pooled = text * filled.view(-1, 1, 1), pooled * filled.view(-1, 1)
@@ -47,6 +65,7 @@ FAMILY = Family(
     shape=shape,
     check=check,
     embed=embed,
+    embed_chunks=embed_chunks,
     denoise=denoise,
     self_attention=self_attention,
     pipeline_options={"add_watermarker": False},

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -45,14 +46,38 @@ def check(config: Callable[[str], Config]) -> None:
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
-    """CLIP's last hidden state of the padded prompt. Too long a prompt is cut, with a warning."""
-    length = pipeline.tokenizer.model_max_length
-    for prompt in prompts:
-        tokens = len(pipeline.tokenizer(prompt).input_ids)
-        if tokens > length:
-            warnings.warn(f"prompt of {tokens} tokens, of which the last {tokens - length} are cut: {prompt!r}", stacklevel=4)
+    """CLIP's last hidden state of the padded prompt."""
+    warn_of_cut(pipeline.tokenizer, prompts, pipeline.tokenizer.model_max_length)
     text, _ = pipeline.encode_prompt(list(prompts), None, 1, do_classifier_free_guidance=False)
     return Prompt({"text": text})
+
+
+def embed_chunks(pipeline: Any, prompts: Sequence[str], tokens: int) -> Prompt:
+    """`embed` of each of a prompt's `chunks`, side by side."""
+    encoder = pipeline.text_encoder
+    text = [encoder(chunk.to(encoder.device))[0] for chunk in chunks(pipeline, pipeline.tokenizer, prompts, tokens)]
+    return Prompt({"text": torch.cat(text, dim=1)})
+
+
+def chunks(pipeline: Any, tokenizer: Any, prompts: Sequence[str], tokens: int) -> Iterator[Tensor]:
+    """Prompts of up to `tokens` tokens in as many chunks as these take, the last ones perhaps empty, each with a start and an
+    end of its own [N,77]: as diffusers' community pipelines (lpw_stable_diffusion) do it."""
+    size = tokenizer.model_max_length - 2
+    whole = -(-tokens // size) * size
+    prompts = [pipeline.maybe_convert_prompt(prompt, tokenizer) for prompt in prompts]
+    warn_of_cut(tokenizer, prompts, whole + 2)
+    numbers = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    for start in range(0, whole, size):
+        rows = [[tokenizer.bos_token_id, *own[start : start + size], tokenizer.eos_token_id] for own in numbers]
+        yield torch.tensor([row + [tokenizer.pad_token_id] * (size + 2 - len(row)) for row in rows])
+
+
+def warn_of_cut(tokenizer: Any, prompts: Sequence[str], length: int) -> None:
+    for prompt in prompts:
+        tokens = len(tokenizer(prompt).input_ids)
+        if tokens > length:
+            cut = f"prompt of {tokens} tokens, of which the last {tokens - length} are cut: {prompt!r}"
+            warnings.warn(f"{cut}; teacher.max_tokens={tokens} reads all", stacklevel=5)
 
 
 def denoise(unet: Any, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
@@ -75,6 +100,7 @@ FAMILY = Family(
     shape=shape,
     check=check,
     embed=embed,
+    embed_chunks=embed_chunks,
     denoise=denoise,
     self_attention=self_attention,
     standalone=True,

@@ -1,4 +1,4 @@
-"""Edit requests: edit lists, names, masks and batches."""
+"""Edit requests: names, masks and batches."""
 
 import json
 from dataclasses import replace
@@ -7,16 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from configuration import configure, refusals
 from PIL import Image
 
-from dds_train.cli.schema import images_or_edit_list
 from dds_train.errors import UserError
-from dds_train.images.edit_list import is_edit_list, read_edit_list
+from dds_train.images.edit_list import read_edit_list
 from dds_train.images.mask_image import read_mask
 from dds_train.methods.requests import EditRequest, load_batch, make_batches, plan_edits
-from dds_train.methods.translate import plan_translations
-from dds_train.translator import Task
 
 
 @pytest.fixture
@@ -39,55 +35,6 @@ def test_csv_and_jsonl_say_the_same(folder: Path) -> None:
     first, second = plan(str(folder / "e.csv"), seed=3)
     assert first == EditRequest("a-a-dog-asleep", folder / "a.png", "a cat", "a dog, asleep", str(folder / "m.png"), 7)
     assert second == EditRequest("b-a-lion", folder / "b.png", "a cat", "a lion", "auto", 3)
-
-
-def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
-    assert not is_edit_list(str(folder))
-    (folder / "lists").mkdir()
-    (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,../b.png\n")
-    assert is_edit_list(str(folder / "lists"))
-    (entry,) = read_edit_list(folder / "lists")
-    assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (folder / "a.png", folder / "b.png")
-    images_or_edit_list(str(folder / "lists"))  # has no images itself
-    (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
-    with pytest.raises(ValueError, match=r"line 2: truth='none\.png': no such file"):
-        images_or_edit_list(str(folder / "lists"))
-
-
-def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:
-    (folder / "e.csv").write_text("image\na.png\n", encoding="utf-8-sig")
-    assert [entry.image for entry in read_edit_list(folder / "e.csv")] == [folder / "a.png"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("e.csv", "image,sorce\na.png,x\n", "line 2: unknown column sorce"),
-        ("e.csv", "image,target\na.png,x\nnone.png,x\n", "line 3: "),
-        ("e.csv", "image,target\n,x\n", "line 2: no image"),
-        ("e.csv", "image\n", "no lines"),
-        ("e.csv", "image,seed\na.png,x\n", "line 2: seed='x'"),
-        ("e.csv", "image,mask\na.png,none.png\n", "line 2: mask='none.png'"),
-        ("e.csv", "image\na.png,b,c\n", "line 2: unknown column"),
-        ("e.jsonl", '{"image": "a.png"}\n{', "line 2: not JSON"),
-        ("e.jsonl", "[1]", "line 1: give an object"),
-        ("e.jsonl", '{"image": "a.png", "target": []}', "line 1: target=[]"),
-        ("e.jsonl", '{"image": "a.png", "source": 3}', "line 1: source=3"),
-    ],
-)
-def test_mistakes_in_a_list_name_the_line(folder: Path, name: str, text: str, says: str) -> None:
-    (folder / name).write_text(text)
-    with pytest.raises(UserError) as error:
-        read_edit_list(folder / name)
-    assert says in str(error.value)
-    assert str(folder / name) in str(error.value)
-
-
-def test_a_list_that_says_everything_needs_no_prompts(folder: Path) -> None:
-    (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\n")
-    configure("optimize", f"image={folder / 'e.csv'}")
-    (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\nb.png,a cat,\n")
-    assert refusals("optimize", f"image={folder / 'e.csv'}")[0].startswith("optimize needs target=...;")
 
 
 def test_names_tell_edits_apart(folder: Path) -> None:
@@ -166,15 +113,3 @@ def test_names_fit_a_file_system_with_all_their_endings(folder: Path) -> None:
     names = [edit.name for edit in plan(str(long), target=["a lion " * 20, "a lion " * 21, "a dog"])]
     assert len(set(names)) == 3
     assert all(len(f"{name}_before_after.png".encode()) <= 250 for name in names)
-
-
-def test_predict_takes_images_and_masks_of_a_list(folder: Path) -> None:
-    (folder / "e.csv").write_text("image,mask,target\na.png,m.png,a lion\na.png,,\nb.png,auto,a lion\n")
-    lion = Task("a cat", "a lion", "a lion")
-    requests = plan_translations(str(folder / "e.csv"), None, lion, folder / "out", same_format=False)
-    assert [request.result for request in requests] == ["a.png", "a~2.png", "b.png"]
-    assert [request.mask for request in requests] == [str(folder / "m.png"), None, "auto"]
-    configure("predict", f"image={folder / 'e.csv'}", f"ckpt={folder}")
-    for task in (None, Task("a cat", "a dog", "a dog")):
-        with pytest.raises(UserError, match=r"target=a lion of a\.png: the task of predict has"):
-            plan_translations(str(folder / "e.csv"), None, task, folder / "out", same_format=False)
