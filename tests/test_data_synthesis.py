@@ -1,11 +1,14 @@
 """Data sets sampled from the teacher, and their prompts."""
 
+import gc
 import io
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from dds_train.data.shards import ShardSource
 from dds_train.data.synthesis import Recipe, image_seed, recipe_for, synthesize, verify
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError
-from dds_train.runs.files import HOST
+from dds_train.runs.files import HOST, atomic_write
 
 PROMPTS = fill_all(["a photo of a {fur} cat", "a cat"], {"fur": ["gray", "orange"]}, 7, seed=0)
 
@@ -46,6 +49,21 @@ def content(folder: Path) -> list[dict[str, Any]]:
                 }
                 samples.setdefault(key, {})[extension] = read[extension](data)
     return [samples[key] for key in sorted(samples)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_full_disk_is_one_error(checkpoint: DiffusionCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the shard could not write does not come up again when it is collected."""
+    written = atomic_write
+    monkeypatch.setattr(
+        synthesis, "atomic_write", lambda path, durable: nullcontext(Path("/dev/full")) if durable else written(path)
+    )
+    later: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", later.append)
+    with pytest.raises(OSError, match="No space left"):
+        synthesize(checkpoint, recipe(checkpoint), tmp_path, batch_size=3)
+    gc.collect()
+    assert later == []
 
 
 def test_samples_do_not_depend_on_batch_size_or_processes(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_a_small_file_is_read_once_by_a_process(cache: Path, tmp_path: Path, mon
         return len(read)
 
     monkeypatch.setattr("dds_train.runs.digest.REMEMBERED", 2)
+    monkeypatch.setattr("dds_train.runs.digest._remembered", {})
     assert [cached_by_file(path, "weights", compute) for _ in range(2)] == [1, 2]  # written a moment ago
     aged(path, monkeypatch)
     assert [cached_by_file(path, "weights", compute) for _ in range(3)] == [3, 3, 3]

@@ -125,7 +125,7 @@ def test_newer_and_older_formats_are_reported_as_such(tmp_path: Path) -> None:
             read_config(tmp_path / name)
         assert "corrupted" not in str(error.value)
     (tmp_path / "newer" / "config.json").write_text(json.dumps({**config, "format": FORMAT - 1}))
-    with pytest.raises(UserError, match=f"written by an older dds_train, in format {FORMAT - 1},.*train it again"):
+    with pytest.raises(UserError, match=f"written in format {FORMAT - 1} by an older dds_train; .*train it again"):
         read_config(tmp_path / "newer")
 
 

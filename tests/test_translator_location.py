@@ -169,16 +169,3 @@ def test_hub_ids_are_asked_for_last_and_paths_never(
     assert asked
     write(translator, teacher="/home/me/.cache/huggingface/hub/models--owner--name/snapshots/abc")
     assert teacher_of(translator) == "owner/name"
-
-
-def test_translators_of_earlier_versions_find_their_relative_path(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = json.loads((run / "translator" / "config.json").read_text())
-    del config["teacher_weights"]
-    (run / "translator" / "config.json").write_text(json.dumps({**config, "teacher": "models/sd"}))
-    home = Path.cwd()
-    assert teacher_of(run / "translator") == str(home / "models" / "sd")
-    monkeypatch.chdir(tmp_path)
-    assert teacher_of(run / "translator") == str(home / "models" / "sd")
-    assert teacher_of(Path("home/runs/lion/translator")) == str(home / "models" / "sd")

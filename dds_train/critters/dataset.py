@@ -1,11 +1,10 @@
-"""Critters as data sets: a fixed number of them, or an endless stream."""
+"""Critters as a data set."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from dds_train.critters.captions import full_caption
 from dds_train.critters.render import render
@@ -30,20 +29,6 @@ class CritterDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"image": pixels [3,S,S] in [-1,1], "caption": index of the caption}"""
         return {"image": to_tensor(self.critters[index], self.size), "caption": torch.tensor(index)}
-
-
-class CritterStream(IterableDataset[dict[str, Tensor]]):
-    """Endless critters, from number `first` on; loader workers take turns."""
-
-    def __init__(self, first: int = 0, size: int = 64, **fixed: Any) -> None:
-        self.first, self.size, self.fixed = first, size, fixed
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        worker = get_worker_info()
-        seed, step = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
-        while True:
-            yield {"image": to_tensor(critter(seed, **self.fixed), self.size)}
-            seed += step
 
 
 class CritterSource:

@@ -31,7 +31,7 @@ from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
 from dds_train.images.grids import image_grid
-from dds_train.runs.digest import digest
+from dds_train.runs.digest import digest, sha256
 from dds_train.runs.files import atomic_write
 from dds_train.runs.record import Record
 
@@ -281,12 +281,3 @@ def verify(folder: Path) -> None:
     for shard in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]:
         if sha256(folder / shard["name"]) != shard["sha256"]:
             raise UserError(f"{folder / shard['name']}: checksum mismatch; delete the shard and run the command again")
-
-
-def sha256(path: Path) -> str:
-    # Of the bytes on the disk: `runs.digest.file_digest` takes them from its cache.
-    value = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            value.update(block)
-    return value.hexdigest()

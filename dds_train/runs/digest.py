@@ -25,7 +25,7 @@ def digest(value: Any) -> str:
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of all bytes of a file."""
-    value: str = cached_by_file(path, "sha256", _sha256)
+    value: str = cached_by_file(path, "sha256", sha256)
     return value
 
 
@@ -57,7 +57,8 @@ def cached_by_file(path: str | Path, what: str, compute: Callable[[Path], Any]) 
     return value
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """`file_digest` of the bytes that are on the disk now, whatever is cached."""
     value = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

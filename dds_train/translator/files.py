@@ -58,14 +58,15 @@ class TranslatorConfig:
         written = plain["format"]
         if written != FORMAT:
             newer = isinstance(written, int) and written > FORMAT
-            kind = f"in the newer format {written}" if newer else f"by an older dds_train, in format {written},"
+            by = f"in the newer format {written} by dds_train {plain.get('version')}"
+            by = by if newer else f"in format {written} by an older dds_train"
             remedy = "upgrade dds_train" if newer else "train it again, into another output_dir"
-            raise OtherFormat(
-                f"written {kind} by version {plain.get('version')}; this is dds_train {__version__}, which reads format "
-                f"{FORMAT}: {remedy}"
-            )
+            raise OtherFormat(f"written {by}; this is dds_train {__version__}, which reads format {FORMAT}: {remedy}")
+        for one in fields(cls):
+            if one.name not in plain:
+                raise ValueError(f"has no {one.name}")
         try:
-            config = TypeAdapter(cls).validate_python({one.name: plain[one.name] for one in fields(cls)})
+            config = TypeAdapter(cls).validate_python(plain)
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

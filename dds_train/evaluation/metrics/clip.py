@@ -44,13 +44,13 @@ class Clip:
         top, left = ((side - self.size) // 2 for side in size)
         pixels = (scaled[..., top : top + self.size, left : left + self.size] + 1) / 2
         output = self.model.get_image_features(pixel_values=((pixels - self.mean) / self.std).to(self.model.device))
-        return F.normalize(_pooled(output), dim=-1).cpu()
+        return F.normalize(output.pooler_output, dim=-1).cpu()
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """B prompts -> unit vectors [B,D]."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
-        return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()
+        return F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1).cpu()
 
     def similarity(self, images: Tensor, texts: Sequence[str]) -> list[float]:
         """Cosine of each image with its prompt, in [-1,1]."""
@@ -63,11 +63,6 @@ class Clip:
         text_change = self.texts(target) - self.texts(source)
         lengths = image_change.norm(dim=-1) * text_change.norm(dim=-1)
         return torch.where(lengths > 1e-9, (image_change * text_change).sum(-1) / lengths, torch.nan).double()
-
-
-def _pooled(output: object) -> Tensor:
-    # transformers 5 returns an output object, earlier versions the tensor.
-    return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
 
 
 def clip_metrics(path: str | None, device: str) -> list[Metric]:
