@@ -212,7 +212,7 @@ def test_one_run_at_a_time_and_a_killed_one_does_not_block(tiny: Callable[[str],
     assert f"in use by fit (process {first.pid} on " in printed
     assert printed.strip().count("\n") == 0
     first.kill()
-    first.wait()
+    first.communicate()
     (tmp_path / "run" / "checkpoints" / "last.ckpt").stat()
     second = begin(*long, cwd=tmp_path)
     wait_for("resuming from", second)
@@ -256,7 +256,8 @@ def test_ranks_of_one_run_share_a_folder_of_their_own(tiny: Callable[[str], Path
 
 def test_runs_without_output_dir_have_folders_of_their_own(world: Path) -> None:
     processes = [begin("predict", "ckpt=translator", "image=images", cwd=world) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
     assert [len(results(folder)) for folder in (world / "outputs" / "predict").iterdir()] == [8, 8]
 
 

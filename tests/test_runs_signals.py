@@ -164,5 +164,5 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
     pid = int(process.stdout.readline())
     process.stdout.readline()  # of the rank
     process.kill()
-    process.wait()
+    process.communicate()
     wait_for(lambda: not is_alive(pid))

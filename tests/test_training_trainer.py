@@ -58,5 +58,6 @@ def test_a_rank_that_fails_ends_the_first_one(tmp_path: Path, monkeypatch: pytes
     ranks = [subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE) for text in (program, "input()")]
     subprocess_script._launch_process_observer(ranks)  # type: ignore[attr-defined]
     assert ended.wait(10)
-    ranks[1].communicate(os.linesep.encode())
+    for rank in ranks:
+        rank.communicate(os.linesep.encode())
     assert codes == [own]
