@@ -169,7 +169,7 @@ class Record:
         """Raise UserError if a result of one of these names is there, and is of another image: it is not made anew."""
         for name, image in images.items():
             now = self.origin(image)["image"]
-            if (known := self.values(name).get("image", now)) != now:
+            if name in self.results and (known := self.values(name).get("image")) != now:
                 change = f"{name} is there, the result of image={known} (now {now})"
                 raise UserError(f"output_dir={self.folder}: {change}; give another output_dir")
 
