@@ -6,8 +6,9 @@ import os
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Union
 
 import yaml
@@ -46,15 +47,18 @@ def prepared(command: str, override: str, folders: Sequence[Path] = (CONF,), swe
     return f"{override.partition('=')[0]}={value}"
 
 
-def expanded(command: str, override: str, folders: Sequence[Path] = (CONF,), keys: Collection[str] = ()) -> list[str]:
+def expanded(
+    command: str, override: str, folders: Sequence[Path] = (CONF,), typed: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
     """Short forms in full: a value for a group of keys that has one (`Short`), a path for a teacher or a data source; and a
     teacher's path with the settings of its family.
 
     Args:
-        keys: of all overrides of the command line.
+        folders: of YAML files.
+        typed: all overrides, key -> "=value".
     """
     key, equals, value = override.lstrip("+").partition("=")
-    if key == "teacher.path" and "teacher" not in keys:
+    if key == "teacher.path" and "teacher" not in typed:
         return [*teacher_settings(command, value), override]
     field = MODELS[command].model_fields.get(key)
     if not equals or field is None or override.startswith("~"):
@@ -72,18 +76,18 @@ def expanded(command: str, override: str, folders: Sequence[Path] = (CONF,), key
 
 
 def teacher_settings(command: str, path: str) -> list[str]:
-    """The choice in conf/teacher whose settings suit a checkpoint, where the command has such settings: of a hub id that is
-    there the one, of others by the class of their pipeline, and Stable Diffusion's while that is not known."""
+    """The choice in conf/teacher whose settings suit a checkpoint, where the command has such settings: that of the same path,
+    or of the class of its pipeline, and Stable Diffusion's while that is not known."""
     path = path.strip("'\"")
-    if MODELS[command].model_fields["teacher"].annotation is CheckpointTeacher or re.match(
-        r"bundled$|null$|choice\(|\$\{", path
-    ):
+    if MODELS[command].model_fields["teacher"].annotation is CheckpointTeacher or re.match(r"null$|choice\(|\$\{", path):
         return []
     files = {file: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted((CONF / "teacher").glob("*.yaml"))}
+    of_path = next((file.stem for file, settings in files.items() if settings["path"] == path), None)
+    if of_path:
+        return [f"teacher={of_path}"]
     pipeline = pipeline_class(path)
-    of_path = (file.stem for file, settings in files.items() if settings["path"] == path)
     of_class = (file.stem for file, settings in files.items() if settings.get("pipeline") == pipeline is not None)
-    return [f"teacher={next(of_path, None) or next(of_class, 'sd15')}"]
+    return [f"teacher={next(of_class, 'sd15')}"]
 
 
 def pipeline_class(path: str) -> str | None:
