@@ -1,6 +1,7 @@
 """Translators on the teacher's own UNet, and copies of it."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.diffusion.families import find_family
 from dds_train.distillation import Prompt
+from dds_train.errors import UserError
 from dds_train.training.memory import PeakMemory, step_bytes
 from dds_train.translator import (
     LoRATranslator,
@@ -144,6 +146,27 @@ def test_export_round_trip(checkpoint: DiffusionCheckpoint, tmp_path: Path, kind
     assert read == card
     with torch.no_grad():
         assert torch.equal(again(*inputs()), translator(*inputs()))
+
+
+def test_a_hostile_denoiser_takes_no_memory_and_one_line(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    translator = TeacherInitTranslator.copy_of(checkpoint.teacher().network, FAMILY)
+    export_translator(tmp_path, translator, TranslatorConfig({"a": Task("x", "y", "z")}, checkpoint.path, translator.config))
+    plain = json.loads((tmp_path / "config.json").read_text())
+    for change in (
+        {"layers_per_block": 10**9},
+        {"block_out_channels": [2**16, 2**16]},
+        {"cross_attention_dim": "x"},
+        {"norm_num_groups": 0},
+        {"sample_size": float("nan"), "in_channels": float("nan")},
+        {"down_block_types": ["NoBlock"]},
+    ):
+        denoiser = {**translator.config["denoiser"], **change}
+        (tmp_path / "config.json").write_text(
+            json.dumps({**plain, "translator": {"kind": "teacher_init", "denoiser": denoiser}})
+        )
+        with pytest.raises(UserError, match="corrupted, or not a translator") as error:
+            load_translator(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 def test_lora_of_stable_diffusion_is_below_one_percent() -> None:

@@ -141,7 +141,7 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
         translator.load_state_dict(weights)
     except UserError:
         raise
-    except Exception as error:  # whatever diffusers raises for a configuration that makes no network
+    except (TypeError, KeyError, ValueError, RuntimeError, ArithmeticError) as error:
         raise _corrupted(path, error) from error
     return translator.eval(), config
 
@@ -152,11 +152,14 @@ def _check_size(config: dict[str, Any], weights: dict[str, torch.Tensor], family
     def no_denoiser() -> Any:
         raise ValueError("the network's options are not in its configuration")
 
-    for name, value in config.get("denoiser", {}).items():
-        if "layers" in name and any(int(number) > len(weights) for number in re.findall(r"\d+", str(value))):
-            raise ValueError(f"translator.denoiser.{name}={value}, and {len(weights)} weights")
-    with init_empty_weights():
-        planned = make_translator(config, no_denoiser, family).state_dict()
+    try:
+        for name, value in config.get("denoiser", {}).items():
+            if "layers" in name and any(int(number) > len(weights) for number in re.findall(r"\d+", str(value))):
+                raise ValueError(f"translator.denoiser.{name}={value}, and {len(weights)} weights")
+        with init_empty_weights():
+            planned = make_translator(config, no_denoiser, family).state_dict()
+    except Exception as error:  # whatever diffusers raises for a configuration that makes no network
+        raise ValueError(str(error) or type(error).__name__) from error
     if {name: tensor.shape for name, tensor in planned.items()} != {name: tensor.shape for name, tensor in weights.items()}:
         raise ValueError("the weights are not those of the network in the configuration")
 
