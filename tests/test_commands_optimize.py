@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import imageio.v3
@@ -91,7 +92,7 @@ def test_diverged_edits_are_named_and_leave_nothing(tiny: Callable[[str], Path],
 def test_a_cached_source_branch_changes_nothing(tiny: Callable[[str], Path], folder: Path) -> None:
     command = ("optimize", "image=[0.png,1.png]", *PROMPTS, f"teacher.path={tiny('epsilon')}", "steps=3", "lr=1.0")
     run(*command, "cache=sub/cache.sqlite", "output_dir=a", cwd=folder)
-    with sqlite3.connect(folder / "sub" / "cache.sqlite") as database:
+    with closing(sqlite3.connect(folder / "sub" / "cache.sqlite")) as database:
         assert database.execute("SELECT count(*) FROM tensors").fetchone() == (2 * 3 * 2,)
     run(*command, "cache=sub/cache.sqlite", "output_dir=b", cwd=folder)
     run(*command, "cache=memory", "output_dir=c", cwd=folder)

@@ -1,6 +1,7 @@
 """A key-value store of tensors in one file, which several runs can share, and the teacher that uses it."""
 
 import sqlite3
+import weakref
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class TensorStore(MutableMapping[str, Tensor]):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            weakref.finalize(self, self.database.close)
             self.database.execute("PRAGMA journal_mode = WAL")
             self.database.execute("PRAGMA synchronous = NORMAL")
             self.database.execute("CREATE TABLE IF NOT EXISTS tensors (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID")
