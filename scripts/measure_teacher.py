@@ -90,6 +90,7 @@ def round_trip(autoencoder: Autoencoder, images: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="bundled", help="'bundled' or a folder")
+    parser.add_argument("--max-tokens", type=int, help="of a prompt, as teacher.max_tokens")
     parser.add_argument("--count", type=int, default=800)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=25)
@@ -111,7 +112,7 @@ def main() -> None:
     exact = stack(held_out)
     show("classifier, 2000 held-out renders", accuracy(classifier, exact, labels_of(held_out.critters)))
 
-    checkpoint = DiffusionCheckpoint(args.teacher)
+    checkpoint = DiffusionCheckpoint(args.teacher, max_tokens=args.max_tokens)
     teacher, autoencoder, text = checkpoint.teacher(), checkpoint.autoencoder(), checkpoint.text_encoder()
     print(f"VAE round trip, 500 held-out renders: {round_trip(autoencoder, exact[:500]):.2f} dB")
 

@@ -498,6 +498,7 @@ def test_of_several_ranks_one_prints(tmp_path: Path) -> None:
     assert run("fit", *PROMPTS, "batch_size=0", cwd=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2") == (2, "", "")
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_has_a_folder_of_its_own(folder: Path) -> None:
     def jobs(*overrides: str) -> list[Any]:
         arguments = [job[2:] for job in launch("fit", "-m", *PROMPTS, *overrides).jobs]  # without --config-name fit

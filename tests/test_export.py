@@ -76,6 +76,7 @@ def test_adapters_merge_into_a_plain_unet(translator: Translator) -> None:
         torch.testing.assert_close(translator.network(z, Prompt({"text": text}), torch.ones(2)) - z, expected)
 
 
+@pytest.mark.slow
 def test_a_diffusers_folder_runs_alone(translator: Translator, photo: Path, tmp_path: Path) -> None:
     export_diffusers(tmp_path / "folder", translator.network, translator.config, translator.checkpoint)
     code = f"""{ALONE}

@@ -96,6 +96,7 @@ def state(running: pl.Trainer) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_bad_batches_of_one_rank_and_a_resumed_run(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """Sentinels look at every step; two batches of one rank have no readable sample, and one explodes."""
     teacher, broken = tiny("epsilon"), {2, of_second_rank(0, 2), of_second_rank(5, 2)}  # before the checkpoint and after it

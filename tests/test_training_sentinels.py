@@ -83,6 +83,7 @@ def lively(**changes: Any) -> dict[str, Any]:
     return {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2), **changes}
 
 
+@pytest.mark.slow
 def test_a_collapsing_run_is_stopped_with_the_reason(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     module = build(tiny("epsilon"), **lively(loss=collapsing))
     watch = Sentinels("stop", 5, 0.2, {"diversity": [0.7, 10]})
