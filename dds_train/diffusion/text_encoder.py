@@ -32,8 +32,8 @@ class TextEncoder(Frozen):
         models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         super().__init__(nn.ModuleDict(models), device, dtype)
         self.pipeline, self._embed = pipeline, family.embed
-        if max_tokens is not None and family.embed_chunks:
-            self._embed = partial(family.embed_chunks, tokens=max_tokens)
+        if max_tokens is not None and (chunked := family.embed_chunks):
+            self._embed = lambda pipeline, prompts: chunked(pipeline, prompts, max_tokens)
         elif max_tokens is not None:
             pipeline.encode_prompt = partial(pipeline.encode_prompt, max_sequence_length=max_tokens)
 
