@@ -11,8 +11,8 @@ DIR/.work/                batches of shards that are not complete, so that a kil
 import hashlib
 import io
 import json
+import os
 import shutil
-import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,9 @@ from dds_train.images.grids import image_grid
 from dds_train.runs.digest import digest, sha256
 from dds_train.runs.files import atomic_write
 from dds_train.runs.record import Record
+
+os.environ.setdefault("WDS_SECURE", "1")  # before the import: shards must not be able to run anything
+from webdataset.writer import TarWriter
 
 WORK = ".work"
 PREVIEW = 64  # images in preview.png
@@ -146,20 +149,20 @@ def _sample_missing(
     with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
         for number, name in missing:
             kept = KeptBatches(folder / WORK / f"{name}-{key[:16]}")
-            # Not a stream, "w|": one would write its rest when it is collected, also after the disk was full.
-            with (
-                atomic_write(folder / name, durable=True) as partial,
-                partial.open("wb") as file,
-                tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-            ):
-                _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar, kept)
+            with atomic_write(folder / name, durable=True) as partial, partial.open("wb") as file:
+                tar = TarWriter(file, mtime=0, encoder=False)
+                try:
+                    _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar, kept)
+                except BaseException:
+                    tar.tarstream.fileobj.closed = True  # or it writes its rest when it is collected, though the disk is full
+                    raise
             record.add(name, key)
             kept.remove()
 
 
 @torch.no_grad()
 def _write_shard(
-    tar: tarfile.TarFile,
+    tar: TarWriter,
     checkpoint: DiffusionCheckpoint,
     recipe: Recipe,
     rows: dict[str, int],
@@ -169,7 +172,7 @@ def _write_shard(
     bar: tqdm,
     kept: KeptBatches,
 ) -> None:
-    accepted: dict[int, dict[str, bytes]] = {}
+    accepted: dict[int, dict[str, Any]] = {}
     queue = [(index, 0) for index in indices]
     while queue:
         batch, queue = queue[:batch_size], queue[batch_size:]
@@ -189,13 +192,12 @@ def _write_shard(
                 bar.update(attempt + 1 == recipe.tries)
                 continue
             record = {"prompt": prompt, "prompt_id": rows[prompt], "seed": seed, **({} if value is None else {"score": value})}
-            accepted[index] = {"json": json.dumps(record).encode(), "png": encode_png(image), LATENT: encode_npy(z)}
+            members = {"png": encode_png(image), LATENT: encode_npy(z), "json": json.dumps(record).encode()}
+            accepted[index] = {"__key__": f"{index:08d}", **members}
             bar.update()
-    for index, members in sorted(accepted.items()):
-        for extension, content in members.items():
-            member = tarfile.TarInfo(f"{index:08d}.{extension}")  # of no time and no owner
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    for index in sorted(accepted):
+        tar.write(accepted[index])
+    tar.close()
 
 
 def sample_images(
