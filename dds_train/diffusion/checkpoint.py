@@ -64,8 +64,8 @@ class DiffusionCheckpoint:
         shift: of a rectified flow towards noise, for images of any size; None is what its configuration says.
 
     Raises:
-        UserError: for the `shift` of what is no flow; from whatever needs a part, if it is not there, cannot be read, or is of a
-            family that is not supported.
+        UserError: for the `shift` of what is no flow; from whatever needs a part, if it is not there, cannot be read, or is of
+            a family that is not supported.
     """
 
     path: str
