@@ -318,7 +318,7 @@ def test_contrastive_loss_reads_image_tokens(checkpoint: DiffusionCheckpoint) ->
         with pytest.raises(UserError, match="loss cds: self-attention features of Z-Image base are not available"):
             teacher.features(z, t, source.text)
         return
-    layers = [layer for _, group in checkpoint.family.self_attention(teacher.network) for layer in group]
+    layers: list[Any] = [layer for _, group in checkpoint.family.self_attention(teacher.network) for layer in group]
     images: list[Tensor] = []
     handles = [layer.to_out[0].register_forward_hook(lambda _, __, output: images.append(output)) for layer in layers]
     features = teacher.features(z, t, source.text)

@@ -37,7 +37,7 @@ def ids_loss(
     Others as in `linear_loss`.
     """
     alpha, sigma = teacher.schedule.at(t)
-    step = rate * (alpha**2 + sigma**2) if teacher.schedule.is_flow else rate
+    step: Tensor | float = rate * (alpha**2 + sigma**2) if teacher.schedule.is_flow else rate
     zs_t = teacher.schedule.add_noise(z_source.detach(), eps, t)
     for _ in range(iterations):
         with torch.enable_grad():
