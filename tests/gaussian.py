@@ -14,6 +14,12 @@ def schedule() -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod((1 - betas).cumprod(0))
 
 
+def as_flow(noise: NoiseSchedule) -> NoiseSchedule:
+    """The same noise on the straight path ``z_t / (alpha + sigma)``."""
+    total = noise.alpha + noise.sigma
+    return NoiseSchedule(noise.alpha / total, noise.sigma / total)
+
+
 def prompt(mean: float, spread: float, batch: int = 1) -> Prompt:
     """An "embedding" [B,1,2] of the Gaussian's parameters."""
     return Prompt({"text": torch.tensor([[mean, spread]], dtype=torch.float64).expand(batch, 1, 2)})

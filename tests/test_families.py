@@ -9,6 +9,7 @@ import pytest
 import tiny_families
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from safetensors.torch import load_file
 from shell import PROMPTS, fit, run
 from tiny_families import TINY
 from torch import Tensor
@@ -17,11 +18,13 @@ from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
 from dds_train.diffusion.families import find_family
 from dds_train.diffusion.families.base import unpack
 from dds_train.diffusion.schedule import make_scheduler
+from dds_train.distillation import LOSSES, NoiseSchedule
 from dds_train.distillation.cache import SourceCache
 from dds_train.distillation.guidance import guided
 from dds_train.distillation.rng import seeded_rng
 from dds_train.errors import UserError
 from dds_train.export import check_family
+from dds_train.export.lora_files import export_lora
 from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.masks import automatic_mask
 from dds_train.methods.optimize import optimize_latent
@@ -306,6 +309,75 @@ def test_translators_of_all_kinds(checkpoint: DiffusionCheckpoint, tmp_path: Pat
         assert torch.equal(load_translator(tmp_path)[0](z, prompt, torch.ones(2)), changed)
 
 
+def test_contrastive_loss_reads_image_tokens(checkpoint: DiffusionCheckpoint) -> None:
+    """The image's part of each attention layer's output, as an image; of a latent that is no square."""
+    teacher, text = checkpoint.teacher(), checkpoint.text_encoder()
+    z, t = latents(2, teacher.latent_shape[0])[..., :4], torch.tensor([300, 800])
+    source, target = text.condition(["a cat"] * 2), text.condition(["a lion"] * 2)
+    if checkpoint.family.self_attention is None:
+        with pytest.raises(UserError, match="loss cds: self-attention features of Z-Image base are not available"):
+            teacher.features(z, t, source.text)
+        return
+    layers: list[Any] = [layer for _, group in checkpoint.family.self_attention(teacher.network) for layer in group]
+    images: list[Tensor] = []
+    handles = [layer.to_out[0].register_forward_hook(lambda _, __, output: images.append(output)) for layer in layers]
+    features = teacher.features(z, t, source.text)
+    for handle in handles:
+        handle.remove()
+    assert len(features) == len(images) == len(layers) > 0
+    for one, tokens in zip(features, images, strict=True):
+        assert one.shape[2] == 2 * one.shape[3]
+        assert torch.equal(one.flatten(2).transpose(1, 2), tokens)
+    guidance = 2.0 if checkpoint.family.has_null else 1.0
+    arguments = teacher, z, 0.5 * z, source, target, t, z.flip(0), guidance
+    contrast = LOSSES["cds"](*arguments).grad - LOSSES["dds"](*arguments).grad
+    assert contrast.isfinite().all()
+    assert (contrast.flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # that of layers without one is zero
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")  # "proj_out" names single blocks of FLUX.1 too
+def test_lora_files_load_in_diffusers(name: str, checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    """Its pipeline's denoiser then predicts the change; from the file for ComfyUI without the change of the last bias, which
+    diffusers does not read there."""
+    family, rng = checkpoint.family, torch.Generator().manual_seed(0)
+    translator = make_translator({"kind": "lora", "rank": 3}, checkpoint.load_denoiser, family)
+    z, prompt = latents(2, translator.latent_channels), checkpoint.text_encoder().embed(["a lion", "a dog"])
+    if name == "pixart_sigma":
+        with pytest.raises(UserError, match="format=lora: not available for translators on PixArt-Sigma"):
+            check_family("lora", family)
+        return
+    check_family("lora", family)
+    for parameter in translator.parameters():
+        torch.nn.init.normal_(parameter, std=0.05, generator=rng)
+    export_lora(tmp_path, translator, family)
+    comfyui = load_file(tmp_path / "comfyui.safetensors")
+    bias = [comfyui.pop(key) for key in list(comfyui) if key.endswith(".diff_b")]
+    assert len(bias) == (translator.head.bias is not None)
+    with torch.no_grad():
+        for weights in (tmp_path, comfyui):
+            pipeline = DiffusionPipeline.from_pretrained(checkpoint.path)
+            own = getattr(pipeline, family.denoiser).get_submodule(family.last_layer).bias
+            pipeline.load_lora_weights(weights)
+            change = family.denoise(getattr(pipeline, family.denoiser), z, torch.zeros(2, dtype=torch.long), prompt)
+            if weights is comfyui and bias:
+                torch.testing.assert_close(bias[0] + own, translator.head.bias)
+                translator.head.bias.copy_(own)
+            torch.testing.assert_close(change, translator(z, prompt, torch.ones(2)) - z, rtol=1e-5, atol=1e-5)
+
+
+def test_all_blocks_get_adapters(checkpoint: DiffusionCheckpoint) -> None:
+    """At both ends of each block's attention."""
+    translator = make_translator({"kind": "lora", "targets": None}, checkpoint.load_denoiser, checkpoint.family)
+    names, plain = [key.replace("/", ".") for key in translator.adapters], checkpoint.load_denoiser()
+    blocks = [name for name, _ in plain.named_modules() if name.endswith((".attn", ".attn1", ".attention"))]
+    assert len(blocks) > 1
+    for block in blocks:
+        inside = {name.removeprefix(f"{block}.").partition(".lora_")[0] for name in names if name.startswith(f"{block}.")}
+        assert inside & {"to_q", "to_qkv_mlp_proj"}, block
+        assert not hasattr(plain.get_submodule(block), "to_out") or inside & {"to_out", "to_out.0"}, block
+
+
 @pytest.mark.parametrize(
     ("loss", "guidance", "key"),
     [("dds", 7.5, "guidance=7.5"), ("csd", 1.0, "loss=csd"), ("ssd", 1.0, "loss=ssd"), ("ids", 2.0, "guidance=2")],
@@ -344,12 +416,29 @@ def test_commands_on_a_flow(folder: Callable[[str], Path], tmp_path: Path) -> No
     [
         ("flux", {"guidance_embeds": False}, "step-distilled .* take black-forest-labs/FLUX.1-dev"),
         ("flux2_klein", {"is_distilled": True}, "step-distilled .* take black-forest-labs/FLUX.2-klein-base-4B"),
+        ("sd3", {}, "step-distilled .turbo., .* take stabilityai/stable-diffusion-3.5-large"),
     ],
 )
 def test_step_distilled_models_are_refused(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:
-    getattr(tiny_families, name)(**options).save_pretrained(tmp_path)
+    folder = tmp_path / ("model" if options else f"{name}-turbo")
+    getattr(tiny_families, name)(**options).save_pretrained(folder)
     with pytest.raises(UserError, match=message):
-        DiffusionCheckpoint(str(tmp_path)).teacher()
+        DiffusionCheckpoint(str(folder)).teacher()
+
+
+def test_shift_of_a_flow(checkpoint: DiffusionCheckpoint) -> None:
+    """In place of the scheduler's own, dynamic ones included."""
+    if not checkpoint.family.is_flow:
+        with pytest.raises(UserError, match=r"teacher\.shift=2\.5: .* is no rectified flow; take null"):
+            replace(checkpoint, shift=2.5)
+        return
+    shifted = replace(checkpoint, shift=2.5)
+    expected = NoiseSchedule.flow(1000, 2.5)
+    torch.testing.assert_close(shifted.teacher().schedule.sigma, expected.sigma)
+    assert not torch.allclose(checkpoint.teacher().schedule.sigma, expected.sigma, atol=1e-3)
+    assert shifted.sampler().shift == 2.5
+    assert shifted.digest("scheduler") != checkpoint.digest("scheduler")
+    assert shifted.digest("text", "vae") == checkpoint.digest("text", "vae")
 
 
 def latents(count: int, channels: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gaussian import GaussianTeacher, condition, schedule
+from gaussian import GaussianTeacher, as_flow, condition, schedule
 from torch import Tensor
 
 from dds_train.distillation import LOSSES
@@ -35,6 +35,14 @@ def test_ids_is_dds_at_the_corrected_noise(iterations: int) -> None:
     got = LOSSES["ids"](TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W, iterations=iterations)
     # DDS of a Gaussian teacher does not depend on the noise; SDS does, so the noise shows there.
     torch.testing.assert_close(got.grad, LOSSES["dds"](TEACHER, ZS, Z, SOURCE, TARGET, T, by_hand(iterations), W).grad)
+
+
+def test_corrected_noise_on_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the same teacher with unit variance, where `rate` is the authors'."""
+    found: list[Tensor] = []
+    monkeypatch.setattr("dds_train.distillation.fixed_point.linear_loss", lambda name, *arguments: found.append(arguments[6]))
+    LOSSES["ids"](GaussianTeacher(as_flow(TEACHER.schedule)), ZS, Z, SOURCE, TARGET, T, EPS, W, iterations=3)
+    torch.testing.assert_close(found[0], by_hand(3))
 
 
 def test_corrected_noise_of_ids(monkeypatch: pytest.MonkeyPatch) -> None:

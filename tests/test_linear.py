@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gaussian import GaussianTeacher, condition, schedule
+from gaussian import GaussianTeacher, as_flow, condition, schedule
 from torch import Tensor
 
 from dds_train.distillation import LOSSES, Condition, NoiseSchedule, Prompt, make_loss
@@ -238,3 +238,18 @@ def test_each_term_is_the_right_prediction() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(LINEAR, "one", lambda noise, t, guidance, term=term: {term: 1.0})
             torch.testing.assert_close(linear_loss("one", TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W).grad, value())
+
+
+# ---------------------------------------------------------------- seen as a flow
+
+FLOW = GaussianTeacher(as_flow(TEACHER.schedule))  # the same data, so the same teacher in other coordinates
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_losses_of_a_flow_are_those_of_the_same_teacher(name: str) -> None:
+    """All but ssd, whose identity term is of z_t: it has the scale of the path."""
+    got, expected = (LOSSES[name](one, ZS, Z, SOURCE, TARGET, T, EPS, W).grad for one in (FLOW, TEACHER))
+    if name == "ssd":
+        change = 0.075 * torch.exp(T / 1000).view(-1, 1, 1, 1) * (Z - ZS)
+        expected = expected + (FLOW.schedule.at(T)[0] - TEACHER.schedule.at(T)[0]) * change
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from gaussian import as_flow, schedule
 from torch import Tensor, nn
 
 from dds_train.diffusion import DiffusionCheckpoint, Teacher
@@ -116,3 +117,9 @@ def test_generator_does_not_touch_the_global_state() -> None:
     torch.manual_seed(0)
     torch.rand(5, generator=seeded_rng("anything"))
     assert torch.equal(torch.rand(1), before)
+
+
+def test_schedules_know_whether_they_are_flows() -> None:
+    assert as_flow(schedule()).is_flow
+    assert NoiseSchedule.flow(shift=3.0).is_flow
+    assert not schedule().is_flow

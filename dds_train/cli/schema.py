@@ -329,6 +329,7 @@ class TeacherConfig(Section):
     pipeline: Text | None = None  # the class of checkpoints that these settings suit, for teacher=FOLDER
     dtype: Dtype
     max_tokens: MaxTokens | None = None
+    shift: Rate | None = None
     editing: Editing
 
 
@@ -338,7 +339,8 @@ class CheckpointTeacher(Section):
     path: ModelPath | None
     pipeline: Text | None = None
     dtype: Dtype
-    max_tokens: MaxTokens | None = None  # of conf/teacher; translators have their own
+    max_tokens: MaxTokens | None = None  # of conf/teacher: translators have their own, and no use for a shift
+    shift: Rate | None = None
     editing: Editing | None = None
 
 
@@ -403,7 +405,7 @@ class UNetTranslator(Section):
 class LoRATranslator(Section):
     kind: Literal["lora"]
     rank: Positive
-    targets: Annotated[list[Text], Field(min_length=1)]
+    targets: Annotated[list[Text], Field(min_length=1)] | None
 
 
 class TeacherInitTranslator(Section):
@@ -754,7 +756,7 @@ class SynthesizeConfig(Section):
 
 class ExportConfig(Section):
     ckpt: Checkpoint
-    format: Literal["safetensors", "diffusers", "onnx"]
+    format: Literal["safetensors", "diffusers", "onnx", "lora"]
     examples: ImagePaths | None
     max_side: Positive | None
     metrics: ExistingFile | None

@@ -14,4 +14,4 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def make_checkpoint(teacher: TeacherConfig, device: str) -> DiffusionCheckpoint:
-    return DiffusionCheckpoint(teacher.path, device, find_dtype(teacher.dtype, device), teacher.max_tokens)
+    return DiffusionCheckpoint(teacher.path, device, find_dtype(teacher.dtype, device), teacher.max_tokens, teacher.shift)

@@ -28,7 +28,8 @@ def run(config: ExportConfig) -> None:
         evaluation = [evaluation_note(config.metrics)] if config.metrics else []
         # On the CPU and in float32, so that the files do not depend on this machine.
         translator = Translator.from_pretrained(ckpt, device="cpu", dtype="float32", teacher=config.teacher.path)
-        check_family(config.format, translator.checkpoint.family, translator.config.max_tokens)
+        kind, max_tokens = translator.config.translator["kind"], translator.config.max_tokens
+        check_family(config.format, translator.checkpoint.family, max_tokens, kind)
         tasks = translator.config.tasks
         weights = {"ckpt": weights_digest(ckpt), "teacher": translator.checkpoint.digest("vae", "text")}
         record.claim({**config.model_dump(), **weights}, free=FREE)

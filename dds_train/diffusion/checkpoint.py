@@ -36,6 +36,7 @@ from dds_train.diffusion.part_files import (
     weights_digests,
 )
 from dds_train.diffusion.schedule import make_scheduler
+from dds_train.diffusion.step_distilled import check_steps
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.losses import needs_null
@@ -60,17 +61,24 @@ class DiffusionCheckpoint:
         device: where the parts go.
         dtype: precision of denoiser and text encoders; the VAE stays in float32, where no checkpoint overflows.
         max_tokens: of a prompt; None is the default of the family's pipeline.
+        shift: of a rectified flow towards noise, for images of any size; None is what its configuration says.
 
     Raises:
-        UserError: from whatever needs a part, if it is not there, cannot be read, or is of a family that is not supported.
+        UserError: for the `shift` of what is no flow; from whatever needs a part, if it is not there, cannot be read, or is of
+            a family that is not supported.
     """
 
     path: str
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     max_tokens: int | None = None
+    shift: float | None = None
 
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.shift is not None and not self.family.is_flow:
+            raise UserError(f"teacher.shift={self.shift:g}: {self.family.name} is no rectified flow; take null")
 
     @property
     def family(self) -> Family:
@@ -144,8 +152,8 @@ class DiffusionCheckpoint:
         return max(self.family.shape(self._config(self.family.denoiser)).size) * factor, factor
 
     def digest(self, *parts: str, up_to_half: bool = False) -> str:
-        """The identity of what is loaded as `parts`: a digest of their weights, configurations and vocabularies, and of "text"
-        also of `max_tokens`.
+        """The identity of what is loaded as `parts`: a digest of their weights, configurations and vocabularies, of "text" also
+        of `max_tokens`, of "scheduler" of `shift`.
 
         It does not depend on the files' format, names and number, nor on files beside them.
 
@@ -164,6 +172,8 @@ class DiffusionCheckpoint:
         identity = {name: self._identity(root / name, kind) for name in folders}
         if self.max_tokens is not None and "text" in parts:
             identity["max_tokens"] = self.max_tokens
+        if self.shift is not None and "scheduler" in parts:
+            identity["shift"] = self.shift
         return digest(identity)
 
     def _once(self, name: str, load: Callable[[], T]) -> T:
@@ -202,7 +212,7 @@ class DiffusionCheckpoint:
             shape = self.family.shape(self._config(self.family.denoiser))
             tokens = math.prod(shape.size) // shape.stride**2
         try:
-            return make_scheduler(config, names, tokens, self.family.mu)
+            return make_scheduler(config, names, tokens, self.family.mu, self.shift)
         except ValueError as error:
             raise self._refusal(str(error)) from error
 
@@ -214,6 +224,13 @@ class DiffusionCheckpoint:
             # Training on latents and embedded prompts needs neither VAE nor text encoder.
             return self._index if part == "model_index" else self._config(part) if (self._folder() / part).is_dir() else {}
 
+        scheduler, places = self._folder() / "scheduler" / "scheduler_config.json", [Path(self.path)]
+        places += [Path(str(one.get("_name_or_path", ""))) for one in (self._index, config(family.denoiser))]
+        names = [part for place in places for part in place.parts if part == place.name or part.startswith("models--")]
+        try:
+            check_steps(self._index["_class_name"], read_json(scheduler) if scheduler.exists() else {}, names)
+        except ValueError as error:
+            raise self._refusal(str(error)) from error
         try:
             family.check(config)
         except KeyError as error:

@@ -15,7 +15,11 @@ FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 
 
 def make_scheduler(
-    config: Mapping[str, Any], names: Collection[str], tokens: int | None, mu: Callable[[int], float] | None = None
+    config: Mapping[str, Any],
+    names: Collection[str],
+    tokens: int | None,
+    mu: Callable[[int], float] | None = None,
+    static_shift: float | None = None,
 ) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
     """DDIM with the checkpoint's betas, or Euler's method with the shift of its flow.
 
@@ -25,6 +29,7 @@ def make_scheduler(
         tokens: of an image that the denoiser of a flow was trained on: some flows are shifted further for larger images. None
             for variance-preserving noise.
         mu: that shift's exponent, from the number of tokens; by default as the configuration says.
+        static_shift: of a flow, in place of all that.
 
     Raises:
         ValueError: for a scheduler of another kind of noise.
@@ -40,8 +45,8 @@ def make_scheduler(
         raise ValueError(f"its scheduler is {' or '.join(sorted(names))} for prediction type {prediction}; it needs {known}")
     if tokens is None:
         return DDIMScheduler.from_config(config)
-    shift = config.get("flow_shift") or config.get("shift", 1.0)
-    if config.get("use_dynamic_shifting"):
+    shift = static_shift or config.get("flow_shift") or config.get("shift", 1.0)
+    if config.get("use_dynamic_shifting") and static_shift is None:
         keys = {"base_seq_len": "base_image_seq_len", "max_seq_len": "max_image_seq_len"}
         keys |= {"base_shift": "base_shift", "max_shift": "max_shift"}
         own = {argument: config[key] for argument, key in keys.items() if key in config}

@@ -77,7 +77,7 @@ class Teacher(Frozen):
         return self.prediction_type == "flow"
 
     def features(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> list[Tensor]:
-        """Outputs of the decoder's self-attention layers for z_t [N,C,h,w], integer t [N], N prompts: each
+        """Outputs of the family's self-attention layers for z_t [N,C,h,w], integer t [N], N prompts: each
         [N,width,h',w'], float32; differentiable in z_t.
 
         Raises:
@@ -88,15 +88,17 @@ class Teacher(Frozen):
         features: list[Tensor] = []
         handles = []
 
-        def watch(group: nn.Module, layers: Any) -> None:
+        def watch(group: nn.Module | None, layers: Any) -> None:
             def note_size(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 size[:] = inputs[0].shape[-2:]
 
-            def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                features.append(output.transpose(1, 2).unflatten(2, size).float())  # [N, h'w', width] before
+            def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+                tokens = output[0] if isinstance(output, tuple) else output  # [N, h'w', width]
+                features.append(tokens.transpose(1, 2).unflatten(2, size).float())
 
-            size = [0, 0]
-            handles.append(group.register_forward_pre_hook(note_size))
+            size = [side // self.shape.stride for side in z_t.shape[-2:]]
+            if group is not None:
+                handles.append(group.register_forward_pre_hook(note_size))
             handles.extend(layer.register_forward_hook(note) for layer in layers)
 
         for group, layers in self.family.self_attention(self.network):

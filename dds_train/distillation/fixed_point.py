@@ -31,11 +31,13 @@ def ids_loss(
 
     Args:
         iterations: 2 more evaluations of the teacher each, with their gradients; the authors take 3.
-        rate: step size along the gradient of the Euclidean distance; the authors take 1.
+        rate: step size along the gradient of the Euclidean distance, in the coordinates in which zs_t has unit variance; the
+            authors take 1.
 
     Others as in `linear_loss`.
     """
     alpha, sigma = teacher.schedule.at(t)
+    step: Tensor | float = rate * (alpha**2 + sigma**2) if teacher.schedule.is_flow else rate
     zs_t = teacher.schedule.add_noise(z_source.detach(), eps, t)
     for _ in range(iterations):
         with torch.enable_grad():
@@ -43,6 +45,6 @@ def ids_loss(
             estimate = (zs_t - sigma * guided_eps(teacher, zs_t, t, source, guidance)) / alpha
             distance = (z_source.detach() - estimate).flatten(1).norm(dim=1).sum()
         (gradient,) = torch.autograd.grad(distance, zs_t)
-        zs_t = zs_t.detach() - rate * gradient
+        zs_t = zs_t.detach() - step * gradient
     corrected = (zs_t - alpha * z_source.detach()) / sigma
     return linear_loss("dds", teacher, z_source, z_target, source, target, t, corrected, guidance, weight)

@@ -77,6 +77,8 @@ def pds(noise: NoiseSchedule, t: Tensor, guidance: float, stride: int = 2) -> Co
     """
     # In float64, which not every device has: differences of numbers near 1.
     alpha, t = noise.alpha.cpu().double(), t.cpu()
+    if noise.is_flow:  # in the coordinates in which z_t has unit variance
+        alpha = alpha / torch.hypot(alpha, noise.sigma.cpu().double())
     if (t < stride).any():
         raise ValueError(f"loss pds looks back stride={stride} timesteps, got t={int(t.min())}; t_range has to begin there")
     ab_t, ab_s, ab_before = (alpha[step].view(-1, 1, 1, 1) ** 2 for step in (t, t - stride, t - 1))

@@ -1,6 +1,7 @@
 """The noise schedule, and the interface of a score model."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -37,6 +38,11 @@ class NoiseSchedule:
         share = torch.arange(1, steps + 1, dtype=torch.float32) / steps
         sigma = shift * share / (1 + (shift - 1) * share)
         return cls(alpha=1 - sigma, sigma=sigma)
+
+    @cached_property
+    def is_flow(self) -> bool:
+        """Whether z_t is of another variance than z, if that is 1."""
+        return not torch.allclose(self.alpha**2 + self.sigma**2, torch.ones_like(self.alpha), atol=1e-3)
 
     def __len__(self) -> int:
         return len(self.alpha)

@@ -30,19 +30,35 @@ def _onnx(folder: Path, translator: Translator) -> str:
     return f"onnxruntime differs from PyTorch by at most {check.difference:.5f} of 255 levels, on images of {shapes}"
 
 
-FORMATS: dict[str, Callable[[Path, Translator], str]] = {"safetensors": _safetensors, "diffusers": _diffusers, "onnx": _onnx}
+def _lora(folder: Path, translator: Translator) -> str:
+    from dds_train.export.lora_files import export_lora
+
+    export_lora(folder, translator.network, translator.checkpoint.family)
+    return ""
+
+
+FORMATS: dict[str, Callable[[Path, Translator], str]] = {
+    "safetensors": _safetensors,
+    "diffusers": _diffusers,
+    "onnx": _onnx,
+    "lora": _lora,
+}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 __all__ = ["FORMATS", "check_family", "check_packages", "export_folder"]
 
 
-def check_family(format: str, family: Family, max_tokens: int | None = None) -> None:
-    """Raises UserError if translators on a family of teachers, and for prompts of `max_tokens`, cannot have this format."""
+def check_family(format: str, family: Family, max_tokens: int | None = None, kind: str = "lora") -> None:
+    """Raises UserError if translators of a kind on a family of teachers, and for prompts of `max_tokens`, cannot have this
+    format."""
     if format == "diffusers" and max_tokens is not None:
         raise UserError(
             f"format=diffusers: its prompts have no teacher.max_tokens={max_tokens}; take format=safetensors or onnx"
         )
-    if format != "safetensors" and not family.standalone:
+    if format == "lora" and kind != "lora":
+        raise UserError(f"format=lora: a translator of kind {kind} has no adapters; train one with translator=lora")
+    available = hasattr(family.network, "load_lora_adapter") if format == "lora" else family.standalone
+    if format != "safetensors" and not available:
         raise UserError(f"format={format}: not available for translators on {family.name}; take format=safetensors")
 
 

@@ -18,6 +18,13 @@ USAGE = {
 
     translator = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=f"{FOLDER}/pipeline.py", trust_remote_code=True)
     translator(Image.open("cat.png"), task="TASK", strength=1.0).save("result.png")""",
+    "lora": """    pipeline = DiffusionPipeline.from_pretrained(TEACHER)
+    pipeline.load_lora_weights(FOLDER)    # in float32: a small change is lost in the rounding of half precision
+
+The prediction of its denoiser at noise level 0, for the scaled latents z of an image without noise, under the instruction
+"INSTRUCTION" and without guidance, is the change: the edited latents are z plus it. (At timestep 0; the transformer of Z-Image
+counts time backwards and predicts the negative: at 1, and z minus it.) `comfyui.safetensors` has the same by ComfyUI's names;
+there, a step of Euler's method from sigma 0 to 1 adds the change of a flow.""",
     "onnx": "    python run.py cat.png result.png --task TASK --strength 1.0    # needs onnxruntime, numpy and pillow",
 }
 
@@ -30,10 +37,11 @@ def model_card(config: TranslatorConfig, format: str, parameters: int, has_examp
         has_examples: examples.png is beside it.
         notes: paragraphs in Markdown, at the end; empty ones are left out.
     """
+    first = next(iter(config.tasks))
     rows = "\n".join(f"| {name} | {t.source} | {t.target} | {t.instruction} |" for name, t in config.tasks.items())
     parts = [
         f"""---
-library_name: {"diffusers" if format == "diffusers" else "dds_train"}
+library_name: {"diffusers" if format in ("diffusers", "lora") else "dds_train"}
 pipeline_tag: image-to-image
 tags: [image-to-image, score-distillation, delta-denoising-score]
 ---
@@ -44,7 +52,7 @@ Edits an image in one forward pass ({parameters / 1e6:.1f} M parameters, on the 
 dds_train {config.version} with score distillation (Delta Denoising Score, arXiv 2304.07090): without target images and without
 pairs.""",
         f"| task | source prompt | target prompt | instruction |\n| --- | --- | --- | --- |\n{rows}",
-        USAGE[format].replace("TASK", next(iter(config.tasks))),
+        USAGE[format].replace("TASK", first).replace("INSTRUCTION", config.tasks[first].instruction),
         "![Inputs above, results below](examples.png)" if has_examples else "",
         *notes,
     ]

@@ -1,6 +1,7 @@
 """A LoRA translator: adapters on the teacher's own denoiser, and a head of its own."""
 
 import copy
+import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,8 @@ class LoRATranslator(nn.Module):
     Args:
         denoiser: the teacher's denoiser, frozen; it gets the adapters (in place) and stays where it is, in its own precision.
         rank: of the adapters.
-        targets: names of the layers that get one; the family's by default, which is attention. Stronger: "conv1", "conv2" too.
+        targets: names of the layers that get one, or how they end, or patterns of whole names ("blocks.*.ff"); the family's by
+            default, which is attention. Stronger: "conv1", "conv2" too.
     """
 
     def __init__(self, denoiser: Any, family: Family, rank: int = 8, targets: Sequence[str] | None = None) -> None:
@@ -38,8 +40,10 @@ class LoRATranslator(nn.Module):
         if any(isinstance(layer, BaseTunerLayer) for layer in denoiser.modules()):
             raise ValueError("this denoiser has adapters already; load another copy")
         last_layer = denoiser.get_submodule(family.last_layer)
+        known = [name for name, _ in denoiser.named_modules()]
+        layers = [layer for target in targets for layer in (fnmatch.filter(known, target) if "*" in target else [target])]
         try:
-            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), denoiser)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), denoiser)
         except ValueError as error:
             raise ValueError(f"translator.targets={targets}: the teacher's denoiser has no such layers") from error
         self.config: dict[str, Any] = {"kind": "lora", "rank": rank, "targets": targets}
@@ -71,6 +75,21 @@ class LoRATranslator(nn.Module):
                 denoiser.set_submodule(name, layer.get_base_layer())
         denoiser.set_submodule(self._shared.family.last_layer, copy.deepcopy(self.head))
         return denoiser
+
+    @torch.no_grad()
+    def plain_lora(self) -> dict[str, Tensor]:
+        """The adapters and one more, of exact rank, that makes the last layer the head; by PEFT's names, for a scale of 1.
+        With them the teacher's denoiser predicts the change at full strength at timestep 0, as `plain_unet` does."""
+        name: str = self._shared.family.last_layer
+        last: Any = self._shared.denoiser.get_submodule(name)
+        change = self.head.weight - last.weight.float()
+        identity = torch.eye(len(change), device=change.device).view(len(change), len(change), *[1] * (change.ndim - 2))
+        weights = {key.replace("/", ".").replace(".default.", "."): p.detach() for key, p in self.adapters.items()}
+        weights |= {f"{name}.lora_A.weight": change, f"{name}.lora_B.weight": identity}
+        if self.head.bias is not None:  # PEFT's adapters have one all or none
+            outputs = {key.replace(".weight", ".bias"): w.new_zeros(len(w)) for key, w in weights.items() if ".lora_B." in key}
+            weights |= {**outputs, f"{name}.lora_B.bias": self.head.bias - last.bias.float()}
+        return weights
 
     def enable_gradient_checkpointing(self) -> None:
         self._shared.enable_gradient_checkpointing()

@@ -84,6 +84,11 @@ def transformer_shape(transformer: Config, text: str) -> DenoiserShape:
     return DenoiserShape(transformer["in_channels"], transformer[text], (side, side), transformer["patch_size"])
 
 
+def image_attention(transformer: Any, name: str = "attn") -> list[tuple[None, list[nn.Module]]]:
+    """The attention of a transformer's blocks, for `Family.self_attention`."""
+    return [(None, [getattr(block, name) for block in transformer.transformer_blocks])]
+
+
 # ---------------------------------------------------------------- tokens of latents, in patches of 2 x 2
 
 
@@ -113,7 +118,7 @@ class Family:
     denoiser: str  # folder of the denoising network
     network: Any  # its class
     last_layer: str  # of that network: a LoRA translator's head takes its place
-    lora_targets: tuple[str, ...]  # names of the layers that get adapters by default
+    lora_targets: tuple[str, ...]  # names of the layers that get adapters by default: see `LoRATranslator`
     shape: Callable[[Config], DenoiserShape]
     check: Callable[[Callable[[str], Config]], None]  # configuration of a part ({} if absent); ValueError if not supported
     embed: Callable[[Any, Sequence[str]], Prompt]  # (pipeline of text parts alone, prompts); "" is the null prompt
@@ -121,8 +126,9 @@ class Family:
     denoise: Callable[[Any, Tensor, Tensor, Prompt], Tensor]
     # (pipeline, prompts, tokens): `embed` of prompts of up to so many tokens, where the text encoder alone reads 77 of them.
     embed_chunks: Callable[[Any, Sequence[str], int], Prompt] | None = None
-    # The decoder's self-attention layers, each group with the module that gets their input as [N,width,h',w']; for loss cds.
-    self_attention: Callable[[Any], Iterable[tuple[nn.Module, Sequence[nn.Module]]]] | None = None
+    # The self-attention layers for loss cds, each group with the module that gets their input as [N,width,h',w'], or None if
+    # their tokens are squares of the latents, `stride` wide. Of layers that read prompts too the first output is the image's.
+    self_attention: Callable[[Any], Iterable[tuple[nn.Module | None, Sequence[nn.Module]]]] | None = None
     vae_factor: Callable[[Config], int] = vae_factor  # pixels per latent
     vae_channels: Callable[[Config], int] = vae_channels  # C of the latents
     encode: Callable[[Any, Tensor], Tensor] = encode  # (VAE, pixels [B,3,H,W] in [-1,1]) -> scaled latents [B,C,h,w]

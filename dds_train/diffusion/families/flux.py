@@ -8,7 +8,16 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels, pack, positions, unpack
+from dds_train.diffusion.families.base import (
+    Config,
+    DenoiserShape,
+    Family,
+    check_channels,
+    image_attention,
+    pack,
+    positions,
+    unpack,
+)
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
@@ -54,6 +63,7 @@ FAMILY = Family(
     check=check,
     embed=embed,
     denoise=denoise,
+    self_attention=image_attention,
     is_flow=True,
     has_null=False,
 )

@@ -10,7 +10,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from torch.nn import functional as F
 
-from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels, positions
+from dds_train.diffusion.families.base import Config, DenoiserShape, Family, check_channels, image_attention, positions
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
@@ -79,12 +79,16 @@ FAMILY = Family(
     denoiser="transformer",
     network=Flux2Transformer2DModel,
     last_layer="proj_out",
-    # Most of its blocks have one projection for queries, keys, values and the feed-forward layer.
-    lora_targets=(*ATTENTION, "to_qkv_mlp_proj", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    # Most of its blocks have one projection for queries, keys, values and the feed-forward layer, and one back.
+    lora_targets=(
+        *(*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("to_qkv_mlp_proj", "single_transformer_blocks.*.attn.to_out"),
+    ),
     shape=shape,
     check=check,
     embed=embed,
     denoise=denoise,
+    self_attention=image_attention,
     is_flow=True,
     vae_factor=vae_factor,
     vae_channels=vae_channels,

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Family, check_transformer, transformer_shape
+from dds_train.diffusion.families.base import Family, check_transformer, image_attention, transformer_shape
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
@@ -34,4 +34,5 @@ FAMILY = Family(
     check=check_transformer,
     embed=embed,
     denoise=denoise,
+    self_attention=partial(image_attention, name="attn1"),
 )

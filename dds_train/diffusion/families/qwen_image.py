@@ -8,7 +8,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Config, DenoiserShape, Family, pack, unpack
+from dds_train.diffusion.families.base import Config, DenoiserShape, Family, image_attention, pack, unpack
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
@@ -81,6 +81,7 @@ FAMILY = Family(
     check=check,
     embed=embed,
     denoise=denoise,
+    self_attention=image_attention,
     is_flow=True,
     vae_factor=vae_factor,
     vae_channels=vae_channels,

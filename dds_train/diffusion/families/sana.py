@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Config, Family, check_transformer, transformer_shape
+from dds_train.diffusion.families.base import Config, Family, check_transformer, image_attention, transformer_shape
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
@@ -60,6 +60,7 @@ FAMILY = Family(
     check=check_transformer,
     embed=embed,
     denoise=denoise,
+    self_attention=partial(image_attention, name="attn1"),
     is_flow=True,
     vae_factor=vae_factor,
     encode=encode,

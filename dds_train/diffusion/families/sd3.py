@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from dds_train.diffusion.families.base import Family, check_transformer, transformer_shape
+from dds_train.diffusion.families.base import Family, check_transformer, image_attention, transformer_shape
 from dds_train.diffusion.families.stable_diffusion import ATTENTION
 from dds_train.distillation.prompt import Prompt
 
@@ -35,5 +35,6 @@ FAMILY = Family(
     check=check_transformer,
     embed=embed,
     denoise=denoise,
+    self_attention=image_attention,
     is_flow=True,
 )
