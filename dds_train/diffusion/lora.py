@@ -72,4 +72,5 @@ def fuse(pipeline: Any, parts: Collection[str], files: Sequence[tuple[Path, floa
 
 def _refusal(path: Path, error: Exception) -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = reason if len(reason) < 200 else f"{reason[:200]}..."  # peft names all layers
     return UserError(f"teacher.lora={path}: does not fit this teacher: {reason}")

@@ -1,12 +1,13 @@
 """Checkpoints in one file, in their original layout, as ComfyUI, A1111 and Civitai have them."""
 
 from collections.abc import Iterator
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, pipelines
 from diffusers.loaders.single_file import load_single_file_sub_model
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
@@ -96,24 +97,31 @@ class SingleFile:
         Args:
             folder: in diffusers' layout, of the configurations.
         """
-        loading = partial(
-            load_single_file_sub_model,
-            library_name=of.__module__.split(".")[0],
-            class_name=of.__name__,
-            name=part,
-            pipelines=pipelines,
-            is_pipeline_module=False,
-            cached_model_config_path=str(folder.parent),
-            local_files_only=True,
-        )
         try:
-            network = loading(checkpoint=dict(self.weights), torch_dtype=dtype)
-        except NotImplementedError:  # it casts weights that are missing; this one has their names
-            network = loading(checkpoint=dict(self.weights))
+            network = load_single_file_sub_model(
+                library_name=of.__module__.split(".")[0],
+                class_name=of.__name__,
+                name=part,
+                checkpoint=dict(self.weights),
+                pipelines=pipelines,
+                is_pipeline_module=False,
+                cached_model_config_path=str(folder.parent),
+                local_files_only=True,
+                torch_dtype=dtype,
+            )
+        except NotImplementedError:  # it casts weights that are missing
+            return None, {"missing_keys": self._missing(of, folder), "mismatched_keys": [], "unexpected_keys": []}
         if isinstance(network, PreTrainedModel):
             network.tie_weights()
         missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
         return network, {"missing_keys": missing, "mismatched_keys": [], "unexpected_keys": []}
+
+    def _missing(self, of: Any, folder: Path) -> list[str]:
+        kind = next(name for name in SINGLE_FILE_LOADABLE_CLASSES if issubclass(of, getattr(diffusers, name)))
+        config = of.load_config(folder)
+        found = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"](config=config, checkpoint=dict(self.weights))
+        with init_empty_weights():
+            return sorted(of.from_config(config).state_dict().keys() - found.keys())
 
     def tensors(self, part: str, of: Any, folder: Path) -> Iterator[Tensor]:
         """The weights of a part in diffusers' layout, each once. Raises UserError if they do not fit."""
