@@ -393,7 +393,7 @@ class TeacherFiles(Section):
     @property
     def additions(self) -> dict[str, Any]:
         """Values of `diffusion.Additions`, of what is given."""
-        known = {"config": self.config, "vae": self.vae}
+        known: dict[str, Any] = {"config": self.config, "vae": self.vae}
         known |= {"lora": None if self.lora is None else [split_weight(one) for one in self.lora]}
         known |= {"embeddings": None if self.embeddings is None else [split_token(one) for one in self.embeddings]}
         return {key: value for key, value in known.items() if value is not None}
