@@ -365,7 +365,7 @@ def test_a_checkpoints_files_may_be_of_other_kinds(name: str, kind: str, folder:
     if kind == "variant":
         pipeline = DiffusionPipeline.from_pretrained(folder(name)).to(torch.float16)
         pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size="40KB")
-        assert any("-of-" in path.name and "fp16" in path.name for path in tmp_path.glob("text_encoder/*"))
+        assert any("-of-" in path.name and "fp16" in path.name for path in tmp_path.glob("*/*"))
     else:
         shutil.copytree(folder(name), tmp_path, dirs_exist_ok=True)
         for path in tmp_path.rglob("*.safetensors"):

@@ -37,9 +37,10 @@ class Additions:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Additions":
         """From `to_dict`, or a part of it."""
-        return cls(
-            **{key: tuple(map(tuple, value)) if isinstance(value, (list, tuple)) else value for key, value in plain.items()}
-        )
+        known: dict[str, Any] = {
+            key: tuple(map(tuple, value)) if isinstance(value, (list, tuple)) else value for key, value in plain.items()
+        }
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

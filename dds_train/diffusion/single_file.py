@@ -86,7 +86,7 @@ class SingleFile:
         """Whether a part of class `of` comes from here."""
         if issubclass(of, PreTrainedModel):
             is_t5 = issubclass(of, T5EncoderModel) and is_t5_in_single_file(self.weights)
-            return is_t5 or is_clip_model_in_single_file(of, self.weights)
+            return bool(is_t5 or is_clip_model_in_single_file(of, self.weights))
         if part == "vae":
             return issubclass(of, AutoencoderKL) and any(name.startswith(VAES) for name in self.weights)
         return any(issubclass(of, getattr(diffusers, name)) for name in SINGLE_FILE_LOADABLE_CLASSES)
