@@ -291,7 +291,10 @@ def test_every_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         (tmp_path / name).touch()
     paths = {
         "predict": {"ckpt": "a.ckpt", "image": "a.png", "mask": "a.png", "output_dir": "new"},
-        "optimize": {"image": "a.png", "mask": "a.png", "cache": "new.db", "teacher.path": "sd"},
+        "optimize": {
+            "image": "a.png", "mask": "a.png", "cache": "new.db", "teacher.path": "sd", "teacher.config": "sd",
+            "teacher.vae": "a.ckpt",
+        },
         "fit": {"resume": "a.ckpt", "data.cache": "new", "output_dir": "new"},
         "evaluate": {
             "image": "a.png", "targets": "a.png", "ckpt": "a.ckpt", "clip.model": "clip", "structure.model": "dino",
@@ -313,6 +316,42 @@ def test_every_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     )
     mine = configure("evaluate", "method.mine.kind=translator", f"method.mine.ckpt={start}a.ckpt").method["mine"]
     assert mine.ckpt == str(tmp_path / "a.ckpt")
+
+
+def test_files_of_a_teacher_have_weights_and_tokens(folder: Path) -> None:
+    for name in ("a.safetensors", "b 0.5.safetensors", "odd:2", "x=y.pt"):
+        (folder / name).touch()
+    lora = "[a.safetensors:0.8,./b 0.5.safetensors,odd:2,odd:2:-1,owner/name:0.5,owner/name/a.safetensors]"
+    teacher = configure(*FIT, f"teacher.lora={lora}", "teacher.embeddings=[<sks>=a.safetensors,x=y.pt,z=x=y.pt]").teacher
+    a, odd, b, y = (str(folder / name) for name in ("a.safetensors", "odd:2", "b 0.5.safetensors", "x=y.pt"))
+    hub = [("owner/name", 0.5), ("owner/name/a.safetensors", 1.0)]
+    assert teacher.additions["lora"] == [(a, 0.8), (b, 1.0), (odd, 1.0), (odd, -1.0), *hub]
+    assert teacher.additions["embeddings"] == [("<sks>", a), (None, y), ("z", y)]
+    assert type(teacher).model_validate(teacher.model_dump()) == teacher  # config.yaml beside the results
+    assert configure(*FIT, "teacher.lora=a.safetensors:2").teacher.additions["lora"] == [(a, 2.0)]
+    assert configure(*FIT).teacher.additions == {"lora": [], "embeddings": []}
+    assert configure(*PREDICT).teacher.place == {"teacher": None, "additions": {}}
+    assert configure(*PREDICT, "teacher.lora=[]").teacher.place == {"teacher": None, "additions": {"lora": []}}
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        ("teacher.lora=[nope.safetensors:0.5]", "nope.safetensors:0.5: no such file or folder"),
+        ("teacher.lora=[models/nope.safetensors]", "models/nope.safetensors: no such file or folder"),
+        ("teacher.lora=[a.json:strong]", "a.json:strong: no such file or folder"),
+        ("teacher.lora=[a.json:nan]", "a.json:nan: give FILE:WEIGHT, such as style.safetensors:0.8"),
+        ("teacher.embeddings=[two words=a.json]", "give TOKEN=FILE, such as <sks>=sks.safetensors"),
+        ("teacher.embeddings=[<sks>=nope.pt]", "<sks>=nope.pt: no such file or folder"),
+        ("teacher.vae=./nope", "no such file or folder; give one, or owner/name of a hub"),
+        ("teacher.config=nope", "no such file or folder"),
+    ],
+)
+def test_files_of_a_teacher_that_are_not_there(folder: Path, typed: str, problem: str) -> None:
+    (folder / "a.json").touch()
+    (line,) = refusals(*FIT, typed)
+    assert line.startswith(typed.partition("=")[0])
+    assert problem in line
 
 
 def test_words_in_place_of_a_path_stay_as_they_are(folder: Path) -> None:
@@ -414,9 +453,13 @@ def test_a_folder_takes_the_settings_of_its_family(folder: Path, pipeline: str, 
     (folder / "model").mkdir()
     (folder / "model" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     expected = configure("fit", *PROMPTS, f"teacher={teacher}").teacher
+    (folder / "file.safetensors").touch()
     for typed in ("teacher=./model", "teacher.path=./model", "teacher.path='./model'"):
         config = configure("fit", *PROMPTS, typed).teacher
         assert (config.editing, config.dtype, config.path) == (expected.editing, expected.dtype, str(folder / "model"))
+    for key in ("teacher", "teacher.path"):
+        config = configure("fit", *PROMPTS, f"{key}=file.safetensors", "teacher.config=model").teacher
+        assert (config.editing, config.path) == (expected.editing, str(folder / "file.safetensors"))
 
 
 def test_explicit_settings_win_over_those_of_the_family(folder: Path) -> None:

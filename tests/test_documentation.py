@@ -15,7 +15,7 @@ from dds_train.cli.schema import MODELS
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "conf/README.md", "data/README.md", "scripts/README.md", "Makefile")
 FOLDERS = ("outputs/cat2lion/translator", "outputs/cat2many/translator", "outputs/cat2bear/translator", "photos")
-FILES = ("cat.png", "photos/cat.jpg", "mask.png")
+FILES = ("cat.png", "photos/cat.jpg", "mask.png", "sks_dog.safetensors")
 
 
 def commands() -> Iterator[tuple[str, str]]:

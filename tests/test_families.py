@@ -1,5 +1,6 @@
 """All families of teachers: predictions, latents and samples are those of diffusers' own pipelines."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -443,3 +444,24 @@ def test_shift_of_a_flow(checkpoint: DiffusionCheckpoint) -> None:
 
 def latents(count: int, channels: int) -> Tensor:
     return torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["variant", "pickles"])
+def test_a_checkpoints_files_may_be_of_other_kinds(name: str, kind: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Shards in half precision alone, of networks and text encoders; pickles where there is nothing else."""
+    whole = DiffusionCheckpoint(str(folder(name)))
+    if kind == "variant":
+        pipeline = DiffusionPipeline.from_pretrained(folder(name)).to(torch.float16)
+        pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size="40KB")
+        assert any("-of-" in path.name and "fp16" in path.name for path in tmp_path.glob("*/*"))
+    else:
+        shutil.copytree(folder(name), tmp_path, dirs_exist_ok=True)
+        for path in tmp_path.rglob("*.safetensors"):
+            stem = "pytorch_model" if path.stem == "model" else path.stem
+            torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+            path.unlink()
+    copy = DiffusionCheckpoint(str(tmp_path))
+    assert copy.digest(up_to_half=True) == whole.digest(up_to_half=True)
+    copy.teacher()
+    copy.autoencoder()
+    assert copy.text_encoder().embed("a cat")["text"].isfinite().all()

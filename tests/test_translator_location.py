@@ -39,7 +39,7 @@ def write(translator: Path, **changes: object) -> None:
 
 
 def teacher_of(translator: Path) -> str:
-    return read_config(translator).find_teacher(translator)
+    return read_config(translator).find_teacher(translator).path
 
 
 def as_checkpoint(run: Path) -> Path:

@@ -79,20 +79,25 @@ def gemma_tokenizer() -> Any:
     return GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=300)
 
 
-def clip(of: Any) -> Any:
-    return of(
-        CLIPTextConfig(
-            vocab_size=len(clip_tokenizer()),
-            hidden_size=32,
-            intermediate_size=37,
-            num_attention_heads=4,
-            num_hidden_layers=3,
-            projection_dim=32,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
+def clip_config(**options: Any) -> Any:
+    return CLIPTextConfig(
+        **{
+            "vocab_size": len(clip_tokenizer()),
+            "hidden_size": 32,
+            "intermediate_size": 37,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "projection_dim": 32,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+            **options,
+        }
     )
+
+
+def clip(of: Any) -> Any:
+    return of(clip_config())
 
 
 def t5(width: int = 32) -> Any:

@@ -58,8 +58,9 @@ def expanded(
         typed: all overrides, key -> "=value".
     """
     key, equals, value = override.lstrip("+").partition("=")
+    family = typed.get("teacher.config", "")[1:] or value  # of a single file
     if key == "teacher.path" and "teacher" not in typed:
-        return [*teacher_settings(command, value), override]
+        return [*teacher_settings(command, family), override]
     field = MODELS[command].model_fields.get(key)
     if not equals or field is None or override.startswith("~"):
         return [override]
@@ -72,7 +73,7 @@ def expanded(
     if key == "data":
         has_shards = value.endswith(".tar") or any(Path(value).expanduser().glob("*.tar"))
         return [f"data={'shards' if has_shards else 'folder'}", f"data.path={value}"]
-    return [*teacher_settings(command, value), f"teacher.path={value}"]
+    return [*teacher_settings(command, family), f"teacher.path={value}"]
 
 
 def teacher_settings(command: str, path: str) -> list[str]:

@@ -4,11 +4,12 @@ Defaults are in conf/, whose comments are the documentation. Imports neither tor
 """
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -130,6 +131,58 @@ def folder_or_hub_id(value: str) -> str:
     return str(absolute(value)) if is_local or not value else value
 
 
+def file_or_hub_id(value: str) -> str:
+    """A file or folder that exists, or owner/name, or owner/name/FILE."""
+    path = folder_or_hub_id(value)
+    is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/.+)?", path) and not os.path.exists(path.split("/")[0])
+    if os.path.exists(path) or (is_repository and not (path.count("/") == 1 and path.endswith(WEIGHT_FILES))):
+        return path
+    raise ValueError("no such file or folder; give one, or owner/name of a hub")
+
+
+def split_weight(value: str) -> tuple[str, float]:
+    """Path and weight of FILE or FILE:WEIGHT; a Windows drive's colon is none of these."""
+    path, _, weight = value.rpartition(":")
+    if not path or os.path.exists(value):
+        return value, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        return value, 1.0
+
+
+def split_token(value: str) -> tuple[str | None, str]:
+    """Token, if it is given, and path of FILE or TOKEN=FILE."""
+    token, equals, path = value.partition("=")
+    return (token, path) if equals and not os.path.exists(value) else (None, value)
+
+
+def each(check: Callable[[str], str], value: Any) -> list[str]:
+    """A list, of one text too, whose every path is checked and made absolute; errors name it."""
+    checked = []
+    for one in several(value) if value != [] else []:
+        try:
+            checked.append(check(one))
+        except ValueError as error:
+            raise ValueError(f"{one}: {error}") from error
+    return checked
+
+
+def lora_file(value: str) -> str:
+    path, weight = split_weight(value)
+    if not math.isfinite(weight):
+        raise ValueError("give FILE:WEIGHT, such as style.safetensors:0.8")
+    path = file_or_hub_id(path)
+    return path if weight == 1 else f"{path}:{weight:g}"
+
+
+def embedding_file(value: str) -> str:
+    token, path = split_token(value)
+    if token is not None and (not token or token.split() != [token]):
+        raise ValueError("give TOKEN=FILE, such as <sks>=sks.safetensors; a token is one word")
+    return file_or_hub_id(path) if token is None else f"{token}={file_or_hub_id(path)}"
+
+
 def archive_free(value: str) -> str:
     if re.search("::|://", value):  # fsspec, which Lightning reads checkpoints with, would look for an archive
         raise ValueError("has :: or :// in its path, which Lightning takes for an archive or a URL; take another name")
@@ -153,7 +206,11 @@ AnyPath = Annotated[str, FreeText(is_path=True), BeforeValidator(as_text)]
 PathText = Annotated[AnyPath, AfterValidator(absolute)]
 PathTexts = Annotated[str | list[str], FreeText(is_path=True), PlainValidator(one_or_several), AfterValidator(absolute)]
 ModelPath = Annotated[AnyPath, AfterValidator(folder_or_hub_id)]
+WeightsPath = Annotated[AnyPath, AfterValidator(file_or_hub_id)]
+LoRAFiles = Annotated[list[str], FreeText(is_path=True), PlainValidator(partial(each, lora_file))]
+EmbeddingFiles = Annotated[list[str], FreeText(is_path=True), PlainValidator(partial(each, embedding_file))]
 
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".ckpt")
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Weight = Literal["one", "sigma2", "velocity"]
 
@@ -324,7 +381,25 @@ class Editing(Section):
     lr_of: dict[str, Rate] = {}  # of losses for which lr is another
 
 
-class TeacherConfig(Section):
+class TeacherFiles(Section):
+    """What is loaded with a teacher; null is as the translator was trained, where there is one."""
+
+    path: ModelPath | None
+    config: WeightsPath | None = None
+    lora: LoRAFiles | None = None
+    embeddings: EmbeddingFiles | None = None
+    vae: WeightsPath | None = None
+
+    @property
+    def additions(self) -> dict[str, Any]:
+        """Values of `diffusion.Additions`, of what is given."""
+        known: dict[str, Any] = {"config": self.config, "vae": self.vae}
+        known |= {"lora": None if self.lora is None else [split_weight(one) for one in self.lora]}
+        known |= {"embeddings": None if self.embeddings is None else [split_token(one) for one in self.embeddings]}
+        return {key: value for key, value in known.items() if value is not None}
+
+
+class TeacherConfig(TeacherFiles):
     path: ModelPath
     pipeline: Text | None = None  # the class of checkpoints that these settings suit, for teacher=FOLDER
     dtype: Dtype
@@ -333,15 +408,19 @@ class TeacherConfig(Section):
     editing: Editing
 
 
-class CheckpointTeacher(Section):
+class CheckpointTeacher(TeacherFiles):
     """The teacher that a translator was trained with, if path is null."""
 
-    path: ModelPath | None
     pipeline: Text | None = None
     dtype: Dtype
     max_tokens: MaxTokens | None = None  # of conf/teacher: translators have their own, and no use for a shift
     shift: Rate | None = None
     editing: Editing | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Arguments of `Translator.from_pretrained`."""
+        return {"teacher": self.path, "additions": self.additions}
 
 
 # Options of losses whose default says too little about what they may be.

@@ -4,7 +4,7 @@ import diffusers
 import transformers
 
 from dds_train.cli.schema import TeacherConfig
-from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion import Additions, DiffusionCheckpoint
 from dds_train.diffusion.device import find_dtype
 
 # Their notes on every load contain nothing that a user of the command line could act on.
@@ -14,4 +14,5 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def make_checkpoint(teacher: TeacherConfig, device: str) -> DiffusionCheckpoint:
-    return DiffusionCheckpoint(teacher.path, device, find_dtype(teacher.dtype, device), teacher.max_tokens, teacher.shift)
+    dtype, additions = find_dtype(teacher.dtype, device), Additions.of(teacher.additions)
+    return DiffusionCheckpoint(teacher.path, device, dtype, teacher.max_tokens, teacher.shift, additions)

@@ -16,7 +16,7 @@ def run(config: DemoConfig) -> None:
     if not importlib.util.find_spec("gradio"):
         raise UserError("demo needs gradio: pip install gradio")
     options = {"device": config.device, "dtype": config.teacher.dtype, "tile": config.tile, "overlap": config.overlap}
-    translator = Translator.from_pretrained(config.ckpt, teacher=config.teacher.path, **options)  # type: ignore[arg-type]
+    translator = Translator.from_pretrained(config.ckpt, **config.teacher.place, **options)  # type: ignore[arg-type]
     # Uploads and results are deleted with the page.
     with tempfile.TemporaryDirectory(prefix="dds_train_demo_") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -27,7 +27,7 @@ def run(config: ExportConfig) -> None:
         images = find_inputs(config.examples, folder)[:EXAMPLES] if config.examples else []
         evaluation = [evaluation_note(config.metrics)] if config.metrics else []
         # On the CPU and in float32, so that the files do not depend on this machine.
-        translator = Translator.from_pretrained(ckpt, device="cpu", dtype="float32", teacher=config.teacher.path)
+        translator = Translator.from_pretrained(ckpt, device="cpu", dtype="float32", **config.teacher.place)
         kind, max_tokens = translator.config.translator["kind"], translator.config.max_tokens
         check_family(config.format, translator.checkpoint.family, max_tokens, kind)
         tasks = translator.config.tasks

@@ -30,7 +30,7 @@ def run(config: PredictConfig) -> None:
             raise UserError("mask=auto needs a task with a source and a target prompt; give task=NAME, or a mask file")
         sizes = check_readable((request.image for request in requests), config.max_side)
         options = {"device": config.device, "dtype": config.teacher.dtype, "tile": config.tile, "overlap": config.overlap}
-        translator = Translator.from_pretrained(config.ckpt, teacher=config.teacher.path, **options)  # type: ignore[arg-type]
+        translator = Translator.from_pretrained(config.ckpt, **config.teacher.place, **options)  # type: ignore[arg-type]
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.result, keys[request])]
         record.check_origins({request.result: request.image for request in todo})

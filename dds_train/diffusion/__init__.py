@@ -1,5 +1,6 @@
 """Diffusion checkpoints and their parts, each loaded alone: denoiser, VAE, text encoder, sampler."""
 
+from dds_train.diffusion.additions import Additions
 from dds_train.diffusion.autoencoder import Autoencoder
 from dds_train.diffusion.checkpoint import DiffusionCheckpoint
 from dds_train.diffusion.frozen import Frozen
@@ -8,4 +9,13 @@ from dds_train.diffusion.sampling import sample_latents
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
 
-__all__ = ["Autoencoder", "DiffusionCheckpoint", "Frozen", "PromptTable", "Teacher", "TextEncoder", "sample_latents"]
+__all__ = [
+    "Additions",
+    "Autoencoder",
+    "DiffusionCheckpoint",
+    "Frozen",
+    "PromptTable",
+    "Teacher",
+    "TextEncoder",
+    "sample_latents",
+]

@@ -1,11 +1,11 @@
-"""Diffusion checkpoints: the bundled teacher, a folder in diffusers' layout, or a repository of a model hub."""
+"""Diffusion checkpoints: a bundled teacher, a folder in diffusers' layout, a repository of a model hub, or a single file."""
 
 import inspect
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
+from accelerate import init_empty_weights
 from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
@@ -23,26 +24,32 @@ from diffusers import (
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
+from dds_train.diffusion.additions import Additions, vae_folder
 from dds_train.diffusion.autoencoder import Autoencoder
+from dds_train.diffusion.embeddings import add_embeddings
 from dds_train.diffusion.families import Family, find_family
+from dds_train.diffusion.families.base import VAES
 from dds_train.diffusion.frozen import Frozen
-from dds_train.diffusion.location import INDEX, fetched_folder, local_folder
+from dds_train.diffusion.location import INDEX, fetched_folder, local_folder, origin
+from dds_train.diffusion.lora import fuse, lora_parts
 from dds_train.diffusion.part_files import (
     TOKENIZER_CONFIG,
     find_weights,
     has_vocabulary,
     read_json,
     refuse_pointers,
+    tensor_digests,
     weights_digests,
 )
 from dds_train.diffusion.schedule import make_scheduler
+from dds_train.diffusion.single_file import SingleFile
 from dds_train.diffusion.step_distilled import check_steps
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.losses import needs_null
 from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
 from dds_train.errors import UserError
-from dds_train.runs.digest import digest
+from dds_train.runs.digest import cached_by_file, digest, file_digest
 
 BUNDLED = {"bundled": Path(__file__).parents[1] / "critters" / "teacher"}
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -57,11 +64,13 @@ class DiffusionCheckpoint:
     """A text-to-image diffusion checkpoint. Each part is loaded on first use.
 
     Attributes:
-        path: a name in `BUNDLED` (teachers of the critters), a folder that holds model_index.json, or a hub id ("owner/name").
+        path: a name in `BUNDLED` (teachers of the critters), a folder that holds model_index.json, a hub id ("owner/name"), or
+            a single file.
         device: where the parts go.
         dtype: precision of denoiser and text encoders; the VAE stays in float32, where no checkpoint overflows.
         max_tokens: of a prompt; None is the default of the family's pipeline.
         shift: of a rectified flow towards noise, for images of any size; None is what its configuration says.
+        additions: LoRA and the like, loaded with it.
 
     Raises:
         UserError: for the `shift` of what is no flow; from whatever needs a part, if it is not there, cannot be read, or is of
@@ -73,6 +82,7 @@ class DiffusionCheckpoint:
     dtype: torch.dtype = torch.float32
     max_tokens: int | None = None
     shift: float | None = None
+    additions: Additions = field(default_factory=Additions)
 
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -82,10 +92,7 @@ class DiffusionCheckpoint:
 
     @property
     def family(self) -> Family:
-        try:
-            return find_family(str(self._index.get("_class_name")))
-        except ValueError as error:
-            raise UserError(f"teacher.path={self.path}: {error}") from error
+        return self._once("family", self._find_family)
 
     def check_guidance(self, loss: str, guidance: float, key: str = "guidance") -> None:
         """Raises UserError, naming the configuration's `key`, if a loss needs the empty prompt, and guidance was distilled into
@@ -99,15 +106,14 @@ class DiffusionCheckpoint:
 
     @property
     def origin(self) -> str:
-        """What finds it again, from any folder: a name in `BUNDLED`, a hub id, or an absolute path."""
-        folder = os.path.abspath(os.path.expanduser(self.path))
-        return folder if self.path not in BUNDLED and os.path.isdir(folder) else self.path
+        """What finds it again, from any folder, with `additions`: a name in `BUNDLED`, a hub id, or an absolute path."""
+        return self.path if self.path in BUNDLED else origin(self.path)
 
     def teacher(self) -> Teacher:
         return self._once("teacher", self._load_teacher)
 
     def autoencoder(self) -> Autoencoder:
-        return self._once("autoencoder", lambda: Autoencoder(self._load("vae"), self.family, self.device))
+        return self._once("autoencoder", self._load_autoencoder)
 
     def text_encoder(self) -> TextEncoder:
         return self._once("text_encoder", self._load_text_encoder)
@@ -121,7 +127,10 @@ class DiffusionCheckpoint:
         """A frozen denoising network of the caller's own, not the one that `teacher` returns."""
         self._check()
         family = self.family
-        result: nn.Module = Frozen(self._load(family.denoiser, family.network), self.device, self.dtype).network
+        network = self._load(family.denoiser, family.network)
+        if self.additions.lora:
+            fuse(self._pipeline_of({family.denoiser: network}), [family.denoiser], self.additions.lora_files())
+        result: nn.Module = Frozen(network, self.device, self.dtype).network
         return result
 
     def sampler(self) -> SchedulerMixin:
@@ -168,13 +177,24 @@ class DiffusionCheckpoint:
         parts = parts or ("denoiser", "vae", "text", "scheduler")
         for part in parts:
             folders += [self.family.denoiser] if part == "denoiser" else self._text_parts if part == "text" else [part]
-        root, kind = self._folder(*folders), "half" if up_to_half else "exact"
-        identity = {name: self._identity(root / name, kind) for name in folders}
+        kind = "half" if up_to_half else "exact"
+        elsewhere = {name: self._elsewhere(name) for name in folders}
+        root = self._folder(*(name for name in folders if elsewhere[name] is None))
+        identity = {name: self._identity(*(elsewhere[name] or (root / name, None)), name, kind) for name in folders}
+        identity |= self._identity_of_additions(folders)
         if self.max_tokens is not None and "text" in parts:
             identity["max_tokens"] = self.max_tokens
         if self.shift is not None and "scheduler" in parts:
             identity["shift"] = self.shift
         return digest(identity)
+
+    def _find_family(self) -> Family:
+        try:
+            family = find_family(str(self._index.get("_class_name")))
+        except ValueError as error:
+            raise self._refusal(str(error)) from error
+        self.additions.check(self._pipeline, self._file is not None)
+        return family
 
     def _once(self, name: str, load: Callable[[], T]) -> T:
         if name not in self._loaded:
@@ -190,22 +210,39 @@ class DiffusionCheckpoint:
             schedule, kind = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod), scheduler.config.prediction_type
         return Teacher(network, self.family, schedule, kind, self.device, self.dtype)
 
+    def _load_autoencoder(self) -> Autoencoder:
+        self._check_vae()
+        return Autoencoder(self._load("vae"), self.family, self.device)
+
     def _load_text_encoder(self) -> TextEncoder:
-        family, parameters = self.family, inspect.signature(self._pipeline).parameters
-        options = {name: value for name, value in self._index.items() if name in parameters and not isinstance(value, list)}
-        components = {name: None for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
-        components |= {name: self._load(name) for name in self._text_parts}
-        for name in self._text_parts:
+        family = self.family
+        parts = {name: self._load(name) for name in self._text_parts}
+        for name in parts:
             if name.startswith("tokenizer"):
-                self._check_tokenizer(name, components[name], components[name.replace("tokenizer", "text_encoder")])
-        pipeline = self._pipeline(**components, **{**options, **family.pipeline_options})
+                self._check_tokenizer(name, parts[name], parts[name.replace("tokenizer", "text_encoder")])
+        pipeline = self._pipeline_of(parts)
+        if self.additions.embeddings:
+            add_embeddings(pipeline, self.additions.embedding_files())
+        if self.additions.lora:
+            with init_empty_weights():  # diffusers' loaders look at it
+                network = family.network.from_config(family.network.load_config(self._source(family.denoiser)[0]))
+            fuse(self._pipeline_of({**parts, family.denoiser: network}), list(parts), self.additions.lora_files())
         # Stable Diffusion 3 without T5 asks its denoiser for the width of prompts.
         setattr(pipeline, family.denoiser, SimpleNamespace(config=FrozenDict(self._config(family.denoiser))))
         return TextEncoder(pipeline, family, self.device, self.dtype, self.max_tokens)
 
+    def _pipeline_of(self, parts: Mapping[str, Any]) -> Any:
+        """Diffusers' pipeline of these parts alone."""
+        parameters = inspect.signature(self._pipeline).parameters
+        options = {name: value for name, value in self._index.items() if name in parameters and not isinstance(value, list)}
+        components = {name: None for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+        return self._pipeline(**{**components, **parts, **options, **self.family.pipeline_options})
+
     def _scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
         """The noise schedule and prediction type, whatever sampler the checkpoint comes with."""
         config = read_json(self._folder("scheduler") / "scheduler" / "scheduler_config.json")
+        if self._file and self._file.predicts_v and config.get("prediction_type") != "v_prediction":
+            raise self._refusal("its weights predict v, and the scheduler of teacher.config= is for another prediction_type")
         names = {one for one in (config.get("_class_name"), *(self._index.get("scheduler") or ())[1:]) if one}
         tokens = None
         if self.family.is_flow:
@@ -222,7 +259,7 @@ class DiffusionCheckpoint:
 
         def config(part: str) -> Mapping[str, Any]:
             # Training on latents and embedded prompts needs neither VAE nor text encoder.
-            return self._index if part == "model_index" else self._config(part) if (self._folder() / part).is_dir() else {}
+            return self._index if part == "model_index" else self._config(part) if self._config_folder(part).is_dir() else {}
 
         scheduler, places = self._folder() / "scheduler" / "scheduler_config.json", [Path(self.path)]
         places += [Path(str(one.get("_name_or_path", ""))) for one in (self._index, config(family.denoiser))]
@@ -231,12 +268,26 @@ class DiffusionCheckpoint:
             check_steps(self._index["_class_name"], read_json(scheduler) if scheduler.exists() else {}, names)
         except ValueError as error:
             raise self._refusal(str(error)) from error
+        self._check_vae()
         try:
             family.check(config)
         except KeyError as error:
             raise self._refusal(f"a config.json has no {error}") from error
         except ValueError as error:
             raise self._refusal(f"{error}; supported: {family.name}") from error
+
+    def _check_vae(self) -> None:
+        """Refuse another VAE whose latents are not those of the checkpoint's own."""
+        folder = self._folder() / "vae"
+        if not self.additions.vae or not folder.is_dir():
+            return
+        own, other = (self._config("vae", folder=one) for one in (folder, self._config_folder("vae")))
+        names = {str(config.get("_class_name")) for config in (own, other)}
+        if len(names) > 1 and not names <= set(VAES):
+            raise self._refusal(f"a {other['_class_name']}, where the teacher's own is a {own['_class_name']}", "vae")
+        for count, what in ((self.family.vae_channels, "channels"), (self.family.vae_factor, "pixels per latent")):
+            if count(own) != count(other):
+                raise self._refusal(f"has {count(other)} {what}, the teacher's own VAE {count(own)}", "vae")
 
     def _check_tokenizer(self, name: str, tokenizer: Any, text_encoder: Any) -> None:
         rows, last = text_encoder.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
@@ -255,7 +306,7 @@ class DiffusionCheckpoint:
 
     def _load(self, part: str, of: Any = None) -> Any:
         """A part as the class that model_index.json names for it, or as another."""
-        family, folder = self.family, self._folder(part) / part
+        family, (folder, file) = self.family, self._source(part)
         if not folder.is_dir():
             raise self._refusal(f"no folder {part} there; a {family.name} checkpoint has one")
         names = {path.name for path in folder.iterdir()}
@@ -265,16 +316,21 @@ class DiffusionCheckpoint:
         try:
             if not issubclass(of, nn.Module):
                 return of.from_pretrained(folder)
-            weights, variant = find_weights(names)
-            if weights is None:
-                raise OSError("no weights there")
-            options = {"variant": variant, "use_safetensors": ".safetensors" in weights, "output_loading_info": True}
-            if issubclass(of, transformers.PreTrainedModel):  # reports sizes that do not fit; diffusers' message names them
-                options["ignore_mismatched_sizes"] = True
-            network, info = of.from_pretrained(folder, **options)
+            if file:
+                network, info = file.load(part, of, folder, torch.float32 if part == "vae" else self.dtype)
+            else:
+                weights, variant = find_weights(names)
+                if weights is None:
+                    raise OSError("no weights there")
+                options = {"variant": variant, "use_safetensors": ".safetensors" in weights, "output_loading_info": True}
+                if issubclass(of, transformers.PreTrainedModel):  # reports sizes that do not fit; diffusers' message names them
+                    options["ignore_mismatched_sizes"] = True
+                network, info = of.from_pretrained(folder, **options)
+        except UserError:
+            raise
         except Exception as error:  # whatever the two libraries raise for files that they cannot read
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise self._refusal(f"{part} does not load: {reason}") from error
+            raise self._refusal(f"{part} does not load: {reason}", part) from error
         for kind, problem in (
             ("missing_keys", "lacks"),
             ("mismatched_keys", "has in other sizes"),
@@ -282,13 +338,14 @@ class DiffusionCheckpoint:
         ):
             keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
             if keys:
-                raise self._refusal(
-                    f"{part} is not of class {of.__name__}: it {problem} {len(keys)} weights, such as {keys[0]}"
-                )
+                wrong = f"is not of class {of.__name__}: it {problem} {len(keys)} weights, such as {keys[0]}"
+                raise self._refusal(f"{part} {wrong}", part)
         return network
 
-    def _refusal(self, problem: str) -> UserError:
-        return UserError(f"teacher.path={self.path}: {problem}")
+    def _refusal(self, problem: str, part: str = "") -> UserError:
+        """`part` has the problem, if it is one of a single part."""
+        key, place = ("vae", self.additions.vae) if part == "vae" and self.additions.vae else ("path", self.path)
+        return UserError(f"teacher.{key}={place}: {problem}")
 
     @property
     def _index(self) -> dict[str, Any]:
@@ -303,11 +360,12 @@ class DiffusionCheckpoint:
         known = [name for name, value in self._index.items() if isinstance(value, list) and value[:1] not in ([], [None])]
         return [name for name in known if name.startswith(TEXT)]
 
-    def _class(self, part: str) -> Any:
+    def _class(self, part: str, folder: Path | None = None) -> Any:
         """The class of a part; of diffusers' networks the one that their own configuration names."""
         try:
             library, name = self._index[part]
-            own = read_json(self._folder() / part / "config.json").get("_class_name") if library == "diffusers" else None
+            config = (folder or self._config_folder(part)) / "config.json"
+            own = read_json(config).get("_class_name") if library == "diffusers" else None
             return getattr(LIBRARIES[library], own or name)
         except UserError:
             raise
@@ -315,10 +373,10 @@ class DiffusionCheckpoint:
             known = " or ".join(LIBRARIES)
             raise self._refusal(f"model_index.json names no class of {known} for {part}: {self._index.get(part)}") from error
 
-    def _config(self, part: str, of: Any = None) -> dict[str, Any]:
+    def _config(self, part: str, of: Any = None, folder: Path | None = None) -> dict[str, Any]:
         """The configuration of a network or scheduler, with the defaults of what it does not say."""
-        of = of or self._class(part)
-        config = read_json(self._folder() / part / getattr(of, "config_name", "config.json"))
+        of = of or self._class(part, folder)
+        config = read_json((folder or self._config_folder(part)) / getattr(of, "config_name", "config.json"))
         if issubclass(of, transformers.PreTrainedModel):
             try:
                 return {**of.config_class.from_dict(config).to_dict(), **config}
@@ -327,33 +385,84 @@ class DiffusionCheckpoint:
         parameters = inspect.signature(of).parameters.values()
         return {**{one.name: one.default for one in parameters if one.default is not one.empty}, **config}
 
-    def _identity(self, folder: Path, kind: str) -> Any:
+    def _identity(self, folder: Path, file: SingleFile | None, part: str, kind: str) -> Any:
         """Plain data that tells one part from others, and not from copies of itself."""
         if not folder.is_dir():
             raise UserError(f"teacher: no folder {folder}; give a whole folder in diffusers' layout")
-        if folder.name.startswith("tokenizer"):
-            tokenizer = self._once(folder.name, lambda: self._load(folder.name))
+        if part.startswith("tokenizer"):
+            tokenizer = self._once(part, lambda: self._load(part))
             backend = json.loads(tokenizer.backend_tokenizer.to_str())
             return [{**backend, "truncation": None, "padding": None}, tokenizer.special_tokens_map, tokenizer.model_max_length]
-        of = DDIMScheduler if folder.name == "scheduler" else self._class(folder.name)
-        config = self._config(folder.name, of)
+        of = DDIMScheduler if part == "scheduler" else self._class(part)
+        config = self._config(part, of)
         plain = {key: value for key, value in config.items() if key[0] != "_" and key not in UNIMPORTANT}
-        if folder.name == "scheduler":
+        if part == "scheduler":
             return plain
-        return [plain, self._once(f"weights of {folder.name}", lambda: weights_digests(folder))[kind]]
+
+        def weights() -> Any:
+            if file is None:
+                return weights_digests(folder)
+            return cached_by_file(file.path, f"weights of {part}", lambda _: tensor_digests(file.tensors(part, of, folder)))
+
+        return [plain, self._once(f"weights of {part}", weights)[kind]]
+
+    def _identity_of_additions(self, parts: Sequence[str]) -> dict[str, Any]:
+        """Of those that change one of `parts`; empty if none does, so that copies with them inside are not told apart."""
+        known: dict[str, Any] = {}
+        for path, weight in self.additions.lora_files():
+            if self._once(f"parts of {path}", partial(lora_parts, self._pipeline, path)) & set(parts):
+                known.setdefault("lora", []).append([file_digest(path), weight])
+        if "text_encoder" in parts and self.additions.embeddings:
+            known["embeddings"] = [[token, file_digest(path)] for token, path in self.additions.embedding_files()]
+        return known
+
+    def _source(self, part: str) -> tuple[Path, SingleFile | None]:
+        """The folder of a part's configuration, and of its weights, unless they are in a file."""
+        return self._elsewhere(part) or (self._folder(part) / part, None)
+
+    def _elsewhere(self, part: str) -> tuple[Path, SingleFile | None] | None:
+        """`_source` of a part that is not in the checkpoint's own folder."""
+        if part == "vae" and self.additions.vae:
+            is_file = Path(self.additions.vae).expanduser().is_file()
+            return self._config_folder(part), SingleFile(Path(self.additions.vae), "teacher.vae") if is_file else None
+        if self._file and not part.startswith(("tokenizer", "scheduler")):
+            of = self.family.network if part == self.family.denoiser else self._class(part)
+            if self._file.has(part, of):
+                return self._folder() / part, self._file
+            if part == self.family.denoiser:
+                raise self._refusal(f"diffusers reads no {self.family.name} from single files; give a folder in its layout")
+        return None
+
+    def _config_folder(self, part: str) -> Path:
+        vae = self.additions.vae if part == "vae" else None
+        return (vae and self._once("vae folder", lambda: vae_folder(vae))) or self._folder() / part
+
+    @property
+    def _file(self) -> SingleFile | None:
+        path = Path(self.path).expanduser()
+        return self._once("file", lambda: SingleFile(path, "teacher.path") if path.is_file() else None)
 
     def _folder(self, *parts: str) -> Path:
         """The local folder that holds `parts` and all configurations; of a hub's repository nothing else is fetched."""
         if self.path in BUNDLED:
             return BUNDLED[self.path]
-        local = self._once("folder", self._local_folder)
-        return local or self._once(f"folder of {parts}", lambda: fetched_folder(self.path, parts))
+        key, place = self._once("place", self._place)
+        local = self._once("folder", lambda: self._local_folder(key, place))
+        return local or self._once(f"folder of {parts}", lambda: fetched_folder(place, parts, key))
 
-    def _local_folder(self) -> Path | None:
-        folder = local_folder(self.path)
+    def _place(self) -> tuple[str, str]:
+        """The folder or hub id in diffusers' layout, and its key: of a single file its configurations."""
+        if self._file is None:
+            return "teacher.path", self.path
+        return "teacher.config", self.additions.config or self._file.repository()
+
+    def _local_folder(self, key: str, place: str) -> Path | None:
+        folder = local_folder(place, key)
         if folder:
             parts = [name for name, value in read_json(folder / INDEX).items() if isinstance(value, list)]
-            refuse_pointers(folder, parts, f"teacher.path={self.path}")
+            refuse_pointers(
+                folder, [name for name in parts if not self._file or name.startswith("tokenizer")], f"{key}={place}"
+            )
         return folder
 
 

@@ -1,7 +1,9 @@
 """Where a checkpoint is: a folder, a model hub's cache, or its repository."""
 
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dds_train import hub
@@ -10,10 +12,20 @@ from dds_train.errors import UserError
 
 INDEX = "model_index.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
-def local_folder(path: str) -> Path | None:
+def origin(path: str) -> str:
+    """What finds a file or folder again, from any folder: its absolute path; a hub id as it is."""
+    place = os.path.abspath(os.path.expanduser(path))
+    return place if os.path.exists(place) else path
+
+
+def local_folder(path: str, key: str = "teacher.path") -> Path | None:
     """The folder at `path`, of a hub's cache (models--owner--name) its newest snapshot; None for a hub id.
+
+    Args:
+        key: the configuration's, for messages.
 
     Raises:
         UserError: if there is no checkpoint in diffusers' layout, or `path` is none and looks like one.
@@ -24,23 +36,35 @@ def local_folder(path: str) -> Path | None:
         if not (folder / INDEX).is_file() and snapshots:
             return max(snapshots, key=lambda one: one.stat().st_mtime_ns)
         if not (folder / INDEX).is_file():
-            raise UserError(f"teacher.path={path}: no {INDEX} there; give a folder in diffusers' layout")
+            raise UserError(f"{key}={path}: no {INDEX} there; give a folder in diffusers' layout")
         return folder
     if folder.is_file():
-        raise UserError(
-            f"teacher.path={path}: a file; give a folder in diffusers' layout, such as "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes"
-        )
+        raise UserError(f"{key}={path}: a file; give a folder in diffusers' layout")
+    if path.endswith(SINGLE_FILES):
+        raise UserError(f"{key}={path}: no such file")
     if not HUB_ID.fullmatch(path):
-        raise UserError(f"teacher.path={path}: no such folder, and not a hub id such as owner/name")
+        raise UserError(f"{key}={path}: no such folder, and not a hub id such as owner/name")
     if folder.parent.is_dir():
-        raise UserError(
-            f"teacher.path={path}: no such folder ({folder.parent} has none of that name), so it is taken for no hub id"
-        )
+        raise UserError(f"{key}={path}: no such folder ({folder.parent} has none of that name), so it is taken for no hub id")
     return None
 
 
-def fetched_folder(repository: str, parts: Collection[str]) -> Path:
+@contextmanager
+def delivered(key: str, repository: str, what: str = "") -> Iterator[None]:
+    """A block that fetches from a hub. Raises UserError, naming the configuration's `key`, if it does not deliver."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the hub's client raises when it cannot deliver
+        reason = (str(error).splitlines() or [""])[0] if isinstance(error, ConnectionError) else type(error).__name__
+        raise UserError(
+            f"{key}={repository} is not on this disk{what} and the hub did not deliver it ({reason}); download it where there "
+            f"is a network (hf download {repository} --local-dir DIR) and give {key}=DIR"
+        ) from error
+
+
+def fetched_folder(repository: str, parts: Collection[str], key: str = "teacher.path") -> Path:
     """The folder of a hub's repository with `parts` and all configurations: from the cache if they are there, else fetched.
 
     Raises:
@@ -57,15 +81,8 @@ def fetched_folder(repository: str, parts: Collection[str]) -> Path:
             chosen += [f"{part}/{name}" for name in files_to_load(own)]
         return chosen
 
-    try:
+    with delivered(key, repository, " as a whole" if folder else ""):
         fetched = hub.fetch(repository, ", ".join(parts) or "configurations", choose)
-    except Exception as error:  # whatever the hub's client raises when it cannot deliver
-        reason = (str(error).splitlines() or [""])[0] if isinstance(error, ConnectionError) else type(error).__name__
-        raise UserError(
-            f"teacher.path={repository} is not on this disk{' as a whole' if folder else ''} and the hub did not deliver it "
-            f"({reason}); download it where there is a network (hf download {repository} --local-dir DIR) and give "
-            "teacher.path=DIR"
-        ) from error
     if not (fetched / INDEX).is_file():
-        raise UserError(f"teacher.path={repository}: no {INDEX} in that repository; give one in diffusers' layout")
+        raise UserError(f"{key}={repository}: no {INDEX} in that repository; give one in diffusers' layout")
     return fetched

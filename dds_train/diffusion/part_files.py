@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def weights_digests(folder: Path) -> dict[str, list[str]]:
     names = [name for name in files_to_load(_names(folder)) if name.endswith((".safetensors", ".bin"))]
     if not names:
         raise UserError(f"teacher: no weights in {folder} (looked for {', '.join(WEIGHTS)}, and their variants such as fp16)")
-    digests = [cached_by_file(folder / name, "weights", _tensor_digests) for name in names]
+    digests = [cached_by_file(folder / name, "weights", _file_digests) for name in names]
     return {kind: sorted(one for each in digests for one in each[kind]) for kind in ("exact", "half")}
 
 
@@ -109,17 +109,22 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
 
 
-def _tensor_digests(path: Path) -> dict[str, list[str]]:
+def tensor_digests(tensors: Iterable[Tensor]) -> dict[str, list[str]]:
+    """The identity of weights, as `weights_digests`."""
     exact, half = [], []
+    for tensor in tensors:
+        if tensor.is_floating_point():  # others are buffers, such as positions
+            exact.append(_sha256(tensor.float()))
+            half.append(_sha256(tensor.float().half()))
+    return {"exact": sorted(exact), "half": sorted(half)}
+
+
+def _file_digests(path: Path) -> dict[str, list[str]]:
     try:
-        for tensor in _tensors(path):
-            if tensor.is_floating_point():  # others are buffers, such as positions
-                exact.append(_sha256(tensor.float()))
-                half.append(_sha256(tensor.float().half()))
+        return tensor_digests(_tensors(path))
     except Exception as error:  # whatever the two readers raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"teacher: {path} cannot be read: {reason}") from error
-    return {"exact": sorted(exact), "half": sorted(half)}
 
 
 def _tensors(path: Path) -> Iterator[Tensor]:

@@ -5,10 +5,11 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dds_train import __version__
-from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion import Additions, DiffusionCheckpoint
 from dds_train.diffusion.families import Family
 from dds_train.errors import UserError
 from dds_train.runs.digest import file_digest
 from dds_train.runs.files import atomic_write
 from dds_train.translator.kinds import make_translator
-from dds_train.translator.location import CONFIG, WEIGHTS, find_teacher, find_translator
+from dds_train.translator.location import CONFIG, WEIGHTS, find_additions, find_teacher, find_translator
 from dds_train.translator.task import Task
 
 FORMAT = 4
@@ -46,6 +47,7 @@ class TranslatorConfig:
     translator: dict[str, Any]  # its `config`
     teacher_weights: dict[str, str] = field(default_factory=dict)  # part -> digest up to half precision; see `location`
     max_tokens: int | None = None  # of the text encoder's prompts; None is the pipeline's default
+    teacher_additions: dict[str, Any] = field(default_factory=dict)  # what was loaded with it (`diffusion.Additions`)
     format: int = FORMAT
     version: str = __version__  # of dds_train, which wrote it
 
@@ -74,15 +76,32 @@ class TranslatorConfig:
             raise ValueError("tasks: there are none")
         return config
 
-    def find_teacher(self, ckpt: Path) -> str:
-        """Path or hub id at which the teacher is now; `ckpt` is this translator's own path.
+    def find_teacher(
+        self, ckpt: Path, path: str | None = None, additions: Mapping[str, Any] = MappingProxyType({})
+    ) -> DiffusionCheckpoint:
+        """The teacher, where it is now; `ckpt` is this translator's own path.
+
+        Args:
+            path: of a teacher to take for it, whatever its weights.
+            additions: values of `diffusion.Additions` to take instead of those that it was trained with.
 
         Raises:
             UserError: if it is not found, or its weights have changed.
         """
-        parts = ("vae", "text", *(["denoiser"] if self.translator.get("kind") == "lora" else []))
-        weights = {part: self.teacher_weights[part] for part in parts if part in self.teacher_weights}
-        return find_teacher(self.teacher, weights, ckpt, self.max_tokens)
+        if path is None:
+            parts = ("vae", "text", *(["denoiser"] if self.translator.get("kind") == "lora" else []))
+            weights = {part: self.teacher_weights[part] for part in parts if part in self.teacher_weights}
+            found = find_teacher(self.teacher, weights, ckpt, self.max_tokens, self.teacher_additions)
+        else:
+            known = {key: value for key, value in self.teacher_additions.items() if key not in additions}
+            kept, missing = find_additions(known, ckpt)
+            if missing:
+                raise UserError(
+                    f"ckpt={ckpt}: trained with {', '.join(missing)}, which is not there; give it as teacher.lora=, "
+                    "teacher.embeddings=, teacher.vae= or teacher.config="
+                )
+            found = DiffusionCheckpoint(path, max_tokens=self.max_tokens, additions=kept)
+        return replace(found, additions=Additions.of({**found.additions.to_dict(), **additions}))
 
     def choose(self, task: str | None) -> Task:
         """The task of that name; None means the only one there is.
@@ -132,7 +151,7 @@ def load_translator(path: Path, checkpoint: DiffusionCheckpoint | None = None) -
     config, weights = read_config(path), read_weights(path)
     if not all_finite(weights.values()):
         raise UserError(f"ckpt={path}: its weights are NaN or Inf; give a checkpoint from before they were")
-    teacher = checkpoint or DiffusionCheckpoint(config.find_teacher(path), max_tokens=config.max_tokens)
+    teacher = checkpoint or config.find_teacher(path)
     try:
         if config.translator.get("kind") != "lora":
             _check_size(config.translator, weights, teacher.family)

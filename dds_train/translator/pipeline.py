@@ -7,8 +7,10 @@ lion = translator("cat.jpg", strength=0.8)
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,6 +69,7 @@ class Translator:
         device: str = "auto",
         dtype: str = "auto",
         teacher: str | None = None,
+        additions: Mapping[str, Any] = MappingProxyType({}),
         tile: int = 1024,
         overlap: int = 128,
     ) -> "Translator":
@@ -76,6 +79,7 @@ class Translator:
             device: auto takes a GPU if there is one.
             dtype: auto, float32, float16 or bfloat16; auto takes half precision on a GPU.
             teacher: path or hub id of its VAE and text encoder, if not the one that it was trained with.
+            additions: values of `diffusion.Additions` (lora, embeddings, vae, config), if not those that it was trained with.
             tile, overlap: see the class.
 
         Raises:
@@ -83,9 +87,8 @@ class Translator:
         """
         device = find_device(device)
         path = find_translator(Path(path))
-        config = read_config(path)
-        place = teacher or config.find_teacher(path)
-        checkpoint = DiffusionCheckpoint(place, device, find_dtype(dtype, device), config.max_tokens)
+        found = read_config(path).find_teacher(path, teacher, additions)
+        checkpoint = replace(found, device=device, dtype=find_dtype(dtype, device))
         return cls(*load_translator(path, checkpoint), checkpoint, tile, overlap)
 
     def __call__(

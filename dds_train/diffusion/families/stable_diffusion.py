@@ -47,7 +47,8 @@ def check(config: Callable[[str], Config]) -> None:
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> Prompt:
     """CLIP's last hidden state of the padded prompt."""
-    warn_of_cut(pipeline.tokenizer, prompts, pipeline.tokenizer.model_max_length)
+    whole = pipeline.maybe_convert_prompt(list(prompts), pipeline.tokenizer)
+    warn_of_cut(pipeline.tokenizer, whole, pipeline.tokenizer.model_max_length)
     text, _ = pipeline.encode_prompt(list(prompts), None, 1, do_classifier_free_guidance=False)
     return Prompt({"text": text})
 

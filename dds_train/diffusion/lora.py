@@ -1,0 +1,76 @@
+"""LoRA of others, in all formats that diffusers reads, fused into parts of a checkpoint when they are loaded."""
+
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dds_train.errors import UserError
+
+NAME = "file"  # of the adapters, while they are loaded
+
+
+def lora_parts(pipeline: Any, path: Path) -> set[str]:
+    """The names of the parts that a file has weights for.
+
+    Args:
+        pipeline: diffusers' class.
+
+    Raises:
+        UserError: if it has none.
+    """
+    try:
+        state = pipeline.lora_state_dict(str(path))
+    except Exception as error:  # whatever diffusers raises for what it cannot read or convert
+        raise _refusal(path, error) from error
+    state = state[0] if isinstance(state, tuple) else state
+    parts = {name.partition(".")[0] for name in state if "lora" in name} & set(pipeline._lora_loadable_modules)
+    if not parts:
+        raise UserError(f"teacher.lora={path}: no LoRA for {', '.join(pipeline._lora_loadable_modules)} in it")
+    return parts
+
+
+def fuse(pipeline: Any, parts: Collection[str], files: Sequence[tuple[Path, float]]) -> None:
+    """Fuse LoRA, each times its weight, into `parts` of a pipeline, which may have no others but an empty denoiser.
+
+    Raises:
+        UserError: as `lora_parts`, or if one does not fit.
+    """
+    convert, parts = pipeline.lora_state_dict, [part for part in parts if part in pipeline._lora_loadable_modules]
+    read: dict[str, Any] = {}
+
+    def of_parts(*args: Any, **options: Any) -> Any:
+        state, *rest = converted if isinstance(converted := convert(*args, **options), tuple) else (converted,)
+        read.update({name: tensor for name, tensor in state.items() if name.partition(".")[0] in parts})
+        return (dict(read), *rest) if rest else dict(read)
+
+    pipeline.lora_state_dict = of_parts
+    for path, weight in files:
+        if not lora_parts(type(pipeline), path) & set(parts):
+            continue
+        read.clear()
+        try:
+            # Adapters are initialized before they are loaded. What peft warns of is counted below.
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pipeline.load_lora_weights(str(path), adapter_name=NAME)
+                loaded = sum(
+                    NAME in name.split(".") for part in parts for name, _ in getattr(pipeline, part).named_parameters()
+                )
+                if not loaded:
+                    raise ValueError("it has none of the layers that it was trained on")
+                pipeline.set_adapters(NAME, weight)
+                pipeline.fuse_lora(parts, adapter_names=[NAME])
+                pipeline.unload_lora_weights()
+        except Exception as error:  # whatever diffusers and peft raise for weights of another network
+            raise _refusal(path, error) from error
+        if loaded < len(read):
+            warnings.warn(f"teacher.lora={path}: only {loaded} of {len(read)} weights fit the {', '.join(parts)}", stacklevel=2)
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = reason if len(reason) < 200 else f"{reason[:200]}..."  # peft names all layers
+    return UserError(f"teacher.lora={path}: does not fit this teacher: {reason}")
