@@ -14,4 +14,5 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def make_checkpoint(teacher: TeacherConfig, device: str) -> DiffusionCheckpoint:
-    return DiffusionCheckpoint(teacher.path, device, find_dtype(teacher.dtype, device), teacher.max_tokens)
+    options = teacher.model_dump(include={"max_tokens", "quantization", "offload"})
+    return DiffusionCheckpoint(teacher.path, device, find_dtype(teacher.dtype, device), **options)

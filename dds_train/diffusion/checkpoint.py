@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +35,8 @@ from dds_train.diffusion.part_files import (
     refuse_pointers,
     weights_digests,
 )
+from dds_train.diffusion.prompt_table import PromptTable
+from dds_train.diffusion.quantization import check_quantization, loading_options, store_as_float8
 from dds_train.diffusion.schedule import make_scheduler
 from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
@@ -60,17 +62,33 @@ class DiffusionCheckpoint:
         device: where the parts go.
         dtype: precision of denoiser and text encoders; the VAE stays in float32, where no checkpoint overflows.
         max_tokens: of a prompt; None is the default of the family's pipeline.
+        quantization: of the linear layers of denoiser and text encoders, CLIP excepted: "int8", "fp8" or "nf4".
+        offload: "blocks": the teacher's denoiser waits on the CPU, and its blocks are on the device while they run.
 
     Raises:
-        UserError: from whatever needs a part, if it is not there, cannot be read, or is of a family that is not supported.
+        UserError: if it cannot be quantized or offloaded here; from whatever needs a part, if it is not there, cannot be read,
+            or is of a family that is not supported.
     """
 
     path: str
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     max_tokens: int | None = None
+    quantization: str | None = None
+    offload: str | None = None
 
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.quantization:
+            check_quantization(self.quantization, self.device)
+        if self.offload and not self.device.startswith("cuda"):
+            raise UserError(f"teacher.offload={self.offload}: needs a GPU, got device={self.device}; take teacher.offload=null")
+
+    @property
+    def precision(self) -> str:
+        """What results depend on besides the weights."""
+        return f"{self.dtype}, {self.quantization}" if self.quantization else str(self.dtype)
 
     @property
     def family(self) -> Family:
@@ -103,6 +121,16 @@ class DiffusionCheckpoint:
 
     def text_encoder(self) -> TextEncoder:
         return self._once("text_encoder", self._load_text_encoder)
+
+    def embedded(self, prompts: Iterable[str]) -> PromptTable:
+        """A table with these prompts and all earlier ones. The text encoder is loaded for new ones and, unless it was there
+        before, freed: it can be larger than the denoiser."""
+        known, keep = self._once("prompts", lambda: PromptTable({}, self.device)), "text_encoder" in self._loaded
+        table = known.completed(prompts, lambda missing: PromptTable.of(self.text_encoder(), missing))
+        self._loaded["prompts"] = table
+        if not keep:
+            self.release("text_encoder")
+        return table
 
     def release(self, *parts: str) -> None:
         """Forget "teacher", "autoencoder" or "text_encoder": its memory is free once nothing else holds it."""
@@ -173,12 +201,13 @@ class DiffusionCheckpoint:
         return loaded
 
     def _load_teacher(self) -> Teacher:
-        network, scheduler = self.load_denoiser(), self._scheduler()
+        self._check()
+        scheduler, network = self._scheduler(), self._load(self.family.denoiser, self.family.network)
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             schedule, kind = NoiseSchedule.flow(scheduler.config.num_train_timesteps, scheduler.shift), "flow"
         else:
             schedule, kind = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod), scheduler.config.prediction_type
-        return Teacher(network, self.family, schedule, kind, self.device, self.dtype)
+        return Teacher(network, self.family, schedule, kind, self.device, self.dtype, self.offload == "blocks")
 
     def _load_text_encoder(self) -> TextEncoder:
         family, parameters = self.family, inspect.signature(self._pipeline).parameters
@@ -252,22 +281,29 @@ class DiffusionCheckpoint:
             if weights is None:
                 raise OSError("no weights there")
             options = {"variant": variant, "use_safetensors": ".safetensors" in weights, "output_loading_info": True}
+            # CLIP is small and sensitive; the head of a LoRA translator begins as a copy of the last layer.
+            kind = None if part == "vae" or of.__name__.startswith("CLIP") else self.quantization
+            dtype = torch.float32 if part == "vae" else self.dtype
+            kept = [family.last_layer] if part == family.denoiser else []
+            options |= {"torch_dtype": dtype, **loading_options(kind, of, self.device, dtype, kept)}
             if issubclass(of, transformers.PreTrainedModel):  # reports sizes that do not fit; diffusers' message names them
-                options["ignore_mismatched_sizes"] = True
+                options |= {"ignore_mismatched_sizes": True, "dtype": options.pop("torch_dtype")}
             network, info = of.from_pretrained(folder, **options)
         except Exception as error:  # whatever the two libraries raise for files that they cannot read
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._refusal(f"{part} does not load: {reason}") from error
-        for kind, problem in (
+        for wrong, problem in (
             ("missing_keys", "lacks"),
             ("mismatched_keys", "has in other sizes"),
             ("unexpected_keys", "has besides"),
         ):
-            keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
+            keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[wrong])
             if keys:
                 raise self._refusal(
                     f"{part} is not of class {of.__name__}: it {problem} {len(keys)} weights, such as {keys[0]}"
                 )
+        if kind == "fp8":
+            store_as_float8(network, dtype, kept)
         return network
 
     def _refusal(self, problem: str) -> UserError:
