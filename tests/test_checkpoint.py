@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 
 from dds_train import hub
 from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.errors import UserError
 
 
@@ -437,3 +438,39 @@ def test_a_denoiser_needs_neither_vae_nor_text_encoder(tiny: Callable[[str], Pat
     (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
     with pytest.raises(UserError, match="maps 9 channels to 4"):
         DiffusionCheckpoint(str(tmp_path)).teacher()
+
+
+def test_parts_load_in_their_own_precision_and_never_in_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = DiffusionCheckpoint(str(folder), dtype=torch.bfloat16)
+    loaded: dict[str, set[torch.dtype]] = {}
+    load = DiffusionCheckpoint._load
+
+    def spy(self: DiffusionCheckpoint, part: str, *of: Any) -> Any:
+        network = load(self, part, *of)
+        if isinstance(network, torch.nn.Module):
+            loaded[part] = {parameter.dtype for parameter in network.parameters()}
+        return network
+
+    monkeypatch.setattr(DiffusionCheckpoint, "_load", spy)
+    teacher, text, autoencoder = checkpoint.teacher(), checkpoint.text_encoder(), checkpoint.autoencoder()
+    assert loaded == {"unet": {torch.bfloat16}, "text_encoder": {torch.bfloat16}, "vae": {torch.float32}}
+    whole = DiffusionCheckpoint(str(folder)).teacher().network
+    for name, weight in teacher.network.named_parameters():
+        assert torch.equal(weight, whole.get_parameter(name).bfloat16())
+    assert (teacher.dtype, text.dtype, autoencoder.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_text_encoder_is_freed_once_prompts_are_embedded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, asked = DiffusionCheckpoint(str(folder)), []
+    embed = TextEncoder.embed
+    monkeypatch.setattr(TextEncoder, "embed", lambda self, text: (asked.append(text), embed(self, text))[1])
+    table = checkpoint.embedded(["a cat", "a lion"])
+    assert "text_encoder" not in checkpoint._loaded
+    assert checkpoint.embedded(["a lion"]).rows.keys() == table.rows.keys()
+    assert asked == ["", "a cat", "a lion"]
+    expected = DiffusionCheckpoint(str(folder)).text_encoder().embed("a lion")
+    assert torch.equal(checkpoint.embedded(["a dog"]).embed(["a lion"])["text"], expected["text"])
+    assert asked[3:] == ["a lion", "", "a dog"]  # a new table has the empty prompt
+    own = checkpoint.text_encoder()
+    checkpoint.embedded(["a bear"])
+    assert checkpoint.text_encoder() is own

@@ -194,6 +194,13 @@ def test_peak_memory_counts_live_tensors() -> None:
     assert (memory.now, memory.peak) == (0, 8000)
 
 
+def test_peak_memory_leaves_out_what_was_there() -> None:
+    weight = torch.empty(10, 100, device="meta")
+    with PeakMemory() as memory:
+        product = torch.empty(5, 100, device="meta") @ weight.t()
+    assert memory.peak == 4 * (5 * 100 + product.numel())
+
+
 def test_memory_of_a_step_falls_with_checkpointing_and_grows_with_the_batch(checkpoint: DiffusionCheckpoint) -> None:
     def bytes_of(images: int, checkpointing: bool) -> int:
         return step_bytes(

@@ -212,6 +212,7 @@ EmbeddingFiles = Annotated[list[str], FreeText(is_path=True), PlainValidator(par
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".ckpt")
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Quantization = Literal["int8", "fp8", "nf4"]
 Weight = Literal["one", "sigma2", "velocity"]
 
 
@@ -405,6 +406,8 @@ class TeacherConfig(TeacherFiles):
     dtype: Dtype
     max_tokens: MaxTokens | None = None
     shift: Rate | None = None
+    quantization: Quantization | None = None
+    offload: Literal["blocks"] | None = None
     editing: Editing
 
 
@@ -415,6 +418,7 @@ class CheckpointTeacher(TeacherFiles):
     dtype: Dtype
     max_tokens: MaxTokens | None = None  # of conf/teacher: translators have their own, and no use for a shift
     shift: Rate | None = None
+    quantization: Quantization | None = None
     editing: Editing | None = None
 
     @property
@@ -912,6 +916,22 @@ def check_channels(translator: Section) -> Problems:
                 yield f"translator.{key}", f"must divide each of translator.channels, {translator.channels}"
 
 
+def check_offload(teacher: Section) -> Problems:
+    if getattr(teacher, "offload", None) and teacher.quantization not in (None, "fp8"):  # type: ignore[attr-defined]
+        yield "teacher.offload", f"is not for teacher.quantization={teacher.quantization}; take fp8, or one of both"  # type: ignore[attr-defined]
+
+
+def check_teacher_as_translator(teacher: Section, translator: Section) -> Problems:
+    """What a translator can do with the teacher's own weights."""
+    if isinstance(translator, LoRATranslator) and getattr(teacher, "offload", None):
+        yield "teacher.offload", "the adapters of translator=lora would move with its blocks; take teacher.quantization=nf4"
+    if isinstance(translator, TeacherInitTranslator) and getattr(teacher, "quantization", None):
+        yield (
+            "teacher.quantization",
+            "translator=teacher_init begins as a copy in full precision; take null or translator=lora",
+        )
+
+
 def check_best_metric(best: Best, validation: Validation, tasks: Mapping[str, TaskConfig]) -> Problems:
     scored = [name for name, task in tasks.items() if task.truth]
     exact = ["gap_closed", "edit_accuracy"]
@@ -960,6 +980,8 @@ CROSS_CHECKS: tuple[Callable[..., Problems], ...] = (
     check_first_timestep,
     check_stateful_loss,
     check_channels,
+    check_offload,
+    check_teacher_as_translator,
     check_best_metric,
     check_validation_truth,
     check_preview,

@@ -14,5 +14,6 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def make_checkpoint(teacher: TeacherConfig, device: str) -> DiffusionCheckpoint:
-    dtype, additions = find_dtype(teacher.dtype, device), Additions.of(teacher.additions)
-    return DiffusionCheckpoint(teacher.path, device, dtype, teacher.max_tokens, teacher.shift, additions)
+    options = teacher.model_dump(include={"max_tokens", "shift", "quantization", "offload"})
+    options["additions"] = Additions.of(teacher.additions)
+    return DiffusionCheckpoint(teacher.path, device, find_dtype(teacher.dtype, device), **options)

@@ -15,7 +15,8 @@ from dds_train.translator.pipeline import Translator
 def run(config: DemoConfig) -> None:
     if not importlib.util.find_spec("gradio"):
         raise UserError("demo needs gradio: pip install gradio")
-    options = {"device": config.device, "dtype": config.teacher.dtype, "tile": config.tile, "overlap": config.overlap}
+    options = {"device": config.device, "tile": config.tile, "overlap": config.overlap}
+    options |= config.teacher.model_dump(include={"dtype", "quantization"})
     translator = Translator.from_pretrained(config.ckpt, **config.teacher.place, **options)  # type: ignore[arg-type]
     # Uploads and results are deleted with the page.
     with tempfile.TemporaryDirectory(prefix="dds_train_demo_") as folder:

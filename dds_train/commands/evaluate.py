@@ -27,6 +27,7 @@ def run(config: EvaluateConfig) -> None:
         step_counts=config.step_counts,
     )
     items = find_items(config)
+    prompts = [prompt for item in items for prompt in (item.source, item.target)]
     for method in methods.values():
         method.check_targets(list(dict.fromkeys(item.target for item in items)))
     references = [] if config.targets is None else [path for _, path in find_inputs(config.targets, output_dir)]
@@ -45,14 +46,14 @@ def run(config: EvaluateConfig) -> None:
     teacher = make_checkpoint(config.teacher, device)
     settings = {
         "teacher": teacher.digest(),
-        "dtype": str(teacher.dtype),
+        "dtype": teacher.precision,
         **{key: getattr(config, key) for key in ("seed", "max_side", "source", "target")},
         **({"critters": config.critters.model_dump(exclude={"count"})} if config.image is None else {}),
         "methods": {name: method.identity() for name, method in methods.items()},
     }
 
     def context() -> MethodContext:
-        return MethodContext(make_checkpoint(config.teacher, device), config.seed)
+        return MethodContext(make_checkpoint(config.teacher, device), config.seed, prompts)
 
     with Record(output_dir, "evaluate") as record:
         record.claim(settings, growing=["methods"])

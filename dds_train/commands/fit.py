@@ -76,5 +76,5 @@ def run(config: FitConfig) -> None:
         )
         shown = (config.preview, config.preview_every, config.validation.count, config.validation.source)
         previews = make_previews(record.folder / "previews", source, data, checkpoint, tasks, *shown)
-        size = summary(module, config.batch_size, config.trainer.precision, config.gradient_checkpointing)
+        size = summary(module, config.batch_size, config.trainer.precision, config.gradient_checkpointing, checkpoint)
         train(trainer, module, data, claim, previews, size, config.save)

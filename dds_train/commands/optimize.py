@@ -26,20 +26,20 @@ def run(config: OptimizeConfig) -> None:
     if "mp4" in config.trajectory and not importlib.util.find_spec("imageio_ffmpeg"):
         raise UserError("trajectory=[mp4] needs ffmpeg: pip install imageio imageio-ffmpeg, or take trajectory=[gif]")
     with Record(config.output_dir, "optimize") as record:
-        folder = record.folder
+        folder, checkpoint = record.folder, make_checkpoint(config.teacher, find_device(config.device))
         requests = plan_edits(config.image, config.source, config.target, config.mask, config.seed, folder)
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.name, keys[request])]
         record.check_origins({request.name: request.image for request in todo})
         batches = make_batches(todo, config.batch_size, config.max_side)
-        checkpoint = make_checkpoint(config.teacher, find_device(config.device))
+        texts = [getattr(config.loss, "negative", None) or "", *(text for one in todo for text in (one.source, one.target))]
+        checkpoint.embedded(texts)  # before the denoiser takes the memory
         optimize, settings = build_optimizer(config, checkpoint), config.model_dump()
-        settings["teacher"] = {"dtype": str(checkpoint.dtype), "weights": checkpoint.digest()}
+        settings["teacher"] = {"dtype": checkpoint.precision, "weights": checkpoint.digest()}
         record.claim(settings, free=FREE)
         config.save(folder)
-        if isinstance(config.target, list) and len(config.target) > 1:
-            edits = ", ".join(map(repr, config.target))
-            print(f"{len(config.target)} edits of each image: {edits}; quotes keep commas in one: ['a, b',c]", flush=True)
+        if isinstance(targets := config.target, list) and len(targets) > 1:
+            print(f"{len(targets)} edits of each image: {str(targets)[1:-1]}; quotes keep commas in one: ['a, b',c]")
         if len(todo) < len(requests):
             print(f"{len(requests) - len(todo)} of {len(requests)} edits are in {folder} already", flush=True)
         record.strike(*(request.name for request in todo))
@@ -68,7 +68,7 @@ def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> 
     return BatchOptimizer(
         teacher=with_source_cache(config.cache, checkpoint),
         autoencoder=checkpoint.autoencoder(),
-        text=checkpoint.text_encoder(),
+        embedded=checkpoint.embedded,
         masking=Masking(config.exact_background, config.feather, **config.auto_mask.model_dump()),
         loss=make_loss(**loss, student=partial(LoRAStudent, checkpoint)),
         optimizer=make(config.optimizer),

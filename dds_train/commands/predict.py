@@ -29,7 +29,8 @@ def run(config: PredictConfig) -> None:
         if automatic and (task is None or CAPTION in task.source + task.target):
             raise UserError("mask=auto needs a task with a source and a target prompt; give task=NAME, or a mask file")
         sizes = check_readable((request.image for request in requests), config.max_side)
-        options = {"device": config.device, "dtype": config.teacher.dtype, "tile": config.tile, "overlap": config.overlap}
+        options = {"device": config.device, "tile": config.tile, "overlap": config.overlap}
+        options |= config.teacher.model_dump(include={"dtype", "quantization"})
         translator = Translator.from_pretrained(config.ckpt, **config.teacher.place, **options)  # type: ignore[arg-type]
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.result, keys[request])]
@@ -60,7 +61,7 @@ def settings(
 ) -> dict[str, Any]:
     """What results depend on, besides the images; the contents of masks count for each image."""
     checkpoint, own = translator.checkpoint, config.model_dump()
-    teacher = {"dtype": str(checkpoint.dtype), "weights": checkpoint.digest("vae", "text")}
+    teacher = {"dtype": checkpoint.precision, "weights": checkpoint.digest("vae", "text")}
     if automatic or trained.translator["kind"] == "lora":
         teacher["denoiser"] = checkpoint.digest("denoiser", "scheduler")
     return {**own, "task": task and task.to_dict(), "ckpt": weights_digest(Path(config.ckpt)), "teacher": teacher}

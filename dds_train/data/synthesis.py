@@ -73,7 +73,8 @@ class Recipe:
 
 
 def recipe_for(checkpoint: DiffusionCheckpoint, prompts: Iterable[str], **settings: Any) -> Recipe:
-    return Recipe(prompts=tuple(prompts), teacher=checkpoint.digest(), **settings)
+    quantized = f", {checkpoint.quantization}" if checkpoint.quantization else ""
+    return Recipe(prompts=tuple(prompts), teacher=checkpoint.digest() + quantized, **settings)
 
 
 def synthesize(
@@ -205,7 +206,7 @@ def sample_images(
 ) -> tuple[Tensor, Tensor]:
     """Images [B,3,H,W] in [-1,1], rounded to 8 bits, and their latents [B,C,h,w]."""
     autoencoder = checkpoint.autoencoder()
-    condition = PromptTable.of(checkpoint.text_encoder(), prompts).condition(prompts)
+    condition = checkpoint.embedded(recipe.prompts).condition(prompts)  # of all at once, before the denoiser is loaded
     z = sample_latents(
         checkpoint.teacher(), checkpoint.sampler(), condition, seeds, steps=recipe.steps, guidance=recipe.guidance
     )
@@ -229,7 +230,7 @@ def encode_npy(z: Tensor) -> bytes:
 def _add_prompts(checkpoint: DiffusionCheckpoint, folder: Path, prompts: Sequence[str]) -> None:
     path = folder / TABLE
     table = PromptTable.load(path) if path.exists() else PromptTable({})
-    completed = table.completed(prompts, checkpoint.text_encoder)
+    completed = table.completed(prompts, checkpoint.embedded)
     if completed is not table:
         with atomic_write(path, durable=True) as partial:
             completed.save(partial)

@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ from dds_train.diffusion.part_files import (
     tensor_digests,
     weights_digests,
 )
+from dds_train.diffusion.prompt_table import PromptTable
+from dds_train.diffusion.quantization import check_quantization, loading_options, store_as_float8
 from dds_train.diffusion.schedule import make_scheduler
 from dds_train.diffusion.single_file import SingleFile
 from dds_train.diffusion.step_distilled import check_steps
@@ -71,10 +73,12 @@ class DiffusionCheckpoint:
         max_tokens: of a prompt; None is the default of the family's pipeline.
         shift: of a rectified flow towards noise, for images of any size; None is what its configuration says.
         additions: LoRA and the like, loaded with it.
+        quantization: of the linear layers of denoiser and text encoders, CLIP excepted: "int8", "fp8" or "nf4".
+        offload: "blocks": the teacher's denoiser waits on the CPU, and its blocks are on the device while they run.
 
     Raises:
-        UserError: for the `shift` of what is no flow; from whatever needs a part, if it is not there, cannot be read, or is of
-            a family that is not supported.
+        UserError: for the `shift` of what is no flow; if it cannot be quantized or offloaded here; from whatever needs a part,
+            if it is not there, cannot be read, or is of a family that is not supported.
     """
 
     path: str
@@ -83,12 +87,30 @@ class DiffusionCheckpoint:
     max_tokens: int | None = None
     shift: float | None = None
     additions: Additions = field(default_factory=Additions)
+    quantization: str | None = None
+    offload: str | None = None
 
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.shift is not None and not self.family.is_flow:
             raise UserError(f"teacher.shift={self.shift:g}: {self.family.name} is no rectified flow; take null")
+        if self.quantization:
+            check_quantization(self.quantization, self.device)
+            whole = (
+                "teacher.lora" if self.additions.lora else "a single file" if self.quantization != "fp8" and self._file else ""
+            )
+            if whole:
+                raise UserError(
+                    f"teacher.quantization={self.quantization}: not for {whole}, which takes whole weights; take null"
+                )
+        if self.offload and not self.device.startswith("cuda"):
+            raise UserError(f"teacher.offload={self.offload}: needs a GPU, got device={self.device}; take teacher.offload=null")
+
+    @property
+    def precision(self) -> str:
+        """What results depend on besides the weights."""
+        return f"{self.dtype}, {self.quantization}" if self.quantization else str(self.dtype)
 
     @property
     def family(self) -> Family:
@@ -117,6 +139,16 @@ class DiffusionCheckpoint:
 
     def text_encoder(self) -> TextEncoder:
         return self._once("text_encoder", self._load_text_encoder)
+
+    def embedded(self, prompts: Iterable[str]) -> PromptTable:
+        """A table with these prompts and all earlier ones. The text encoder is loaded for new ones and, unless it was there
+        before, freed: it can be larger than the denoiser."""
+        known, keep = self._once("prompts", lambda: PromptTable({}, self.device)), "text_encoder" in self._loaded
+        table = known.completed(prompts, lambda missing: PromptTable.of(self.text_encoder(), missing))
+        self._loaded["prompts"] = table
+        if not keep:
+            self.release("text_encoder")
+        return table
 
     def release(self, *parts: str) -> None:
         """Forget "teacher", "autoencoder" or "text_encoder": its memory is free once nothing else holds it."""
@@ -203,12 +235,13 @@ class DiffusionCheckpoint:
         return loaded
 
     def _load_teacher(self) -> Teacher:
-        network, scheduler = self.load_denoiser(), self._scheduler()
+        self._check()
+        scheduler, network = self._scheduler(), self._load(self.family.denoiser, self.family.network)
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             schedule, kind = NoiseSchedule.flow(scheduler.config.num_train_timesteps, scheduler.shift), "flow"
         else:
             schedule, kind = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod), scheduler.config.prediction_type
-        return Teacher(network, self.family, schedule, kind, self.device, self.dtype)
+        return Teacher(network, self.family, schedule, kind, self.device, self.dtype, self.offload == "blocks")
 
     def _load_autoencoder(self) -> Autoencoder:
         self._check_vae()
@@ -316,30 +349,37 @@ class DiffusionCheckpoint:
         try:
             if not issubclass(of, nn.Module):
                 return of.from_pretrained(folder)
+            # CLIP is small and sensitive; the head of a LoRA translator begins as a copy of the last layer.
+            kind = None if part == "vae" or of.__name__.startswith("CLIP") else self.quantization
+            dtype = torch.float32 if part == "vae" else self.dtype
+            kept = [family.last_layer] if part == family.denoiser else []
             if file:
-                network, info = file.load(part, of, folder, torch.float32 if part == "vae" else self.dtype)
+                network, info = file.load(part, of, folder, dtype)
             else:
                 weights, variant = find_weights(names)
                 if weights is None:
                     raise OSError("no weights there")
                 options = {"variant": variant, "use_safetensors": ".safetensors" in weights, "output_loading_info": True}
+                options |= {"torch_dtype": dtype, **loading_options(kind, of, self.device, dtype, kept)}
                 if issubclass(of, transformers.PreTrainedModel):  # reports sizes that do not fit; diffusers' message names them
-                    options["ignore_mismatched_sizes"] = True
+                    options |= {"ignore_mismatched_sizes": True, "dtype": options.pop("torch_dtype")}
                 network, info = of.from_pretrained(folder, **options)
         except UserError:
             raise
         except Exception as error:  # whatever the two libraries raise for files that they cannot read
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._refusal(f"{part} does not load: {reason}", part) from error
-        for kind, problem in (
+        for wrong, problem in (
             ("missing_keys", "lacks"),
             ("mismatched_keys", "has in other sizes"),
             ("unexpected_keys", "has besides"),
         ):
-            keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
+            keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[wrong])
             if keys:
-                wrong = f"is not of class {of.__name__}: it {problem} {len(keys)} weights, such as {keys[0]}"
-                raise self._refusal(f"{part} {wrong}", part)
+                mismatch = f"is not of class {of.__name__}: it {problem} {len(keys)} weights, such as {keys[0]}"
+                raise self._refusal(f"{part} {mismatch}", part)
+        if kind == "fp8":
+            store_as_float8(network, dtype, kept)
         return network
 
     def _refusal(self, problem: str, part: str = "") -> UserError:

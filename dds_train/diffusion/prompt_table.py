@@ -28,10 +28,11 @@ class PromptTable:
         # One at a time: a prompt's embedding does not depend on its batch, to the last bit.
         return cls({text: encoder.embed(text).to("cpu") for text in dict.fromkeys(["", *texts])}, encoder.device)
 
-    def completed(self, texts: Iterable[str], encoder: Callable[[], TextEncoder]) -> "PromptTable":
-        """The table with all of `texts` in it; the encoder is loaded only if some are missing."""
+    def completed(self, texts: Iterable[str], embedded: Callable[[list[str]], "PromptTable"]) -> "PromptTable":
+        """The table with all of `texts` in it; `embedded` makes one of those that are missing, if there are any."""
         missing = self.missing(texts)
-        return PromptTable({**self.rows, **PromptTable.of(encoder(), missing).rows}, self.device) if missing else self
+        rows = embedded(missing).rows if missing else {}
+        return PromptTable({**self.rows, **{text: rows[text] for text in missing}}, self.device) if missing else self
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         return [text for text in dict.fromkeys(["", *texts]) if text not in self.rows]

@@ -28,10 +28,11 @@ class Teacher(Frozen):
         prediction_type: str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> None:
         if prediction_type not in PREDICTION_TYPES:
             raise UserError(f"teacher: prediction type '{prediction_type}' is not one of {', '.join(PREDICTION_TYPES)}")
-        super().__init__(network, device, dtype)
+        super().__init__(network, device, dtype, offload)
         self.family, self.prediction_type = family, prediction_type
         self.schedule = schedule.to(device)
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from tqdm import tqdm
 from dds_train import __version__
 from dds_train.diffusion import PromptTable
 from dds_train.diffusion.autoencoder import Autoencoder
-from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.losses import Loss
 from dds_train.distillation.noise import ScoreModel
 from dds_train.images.files import save_image
@@ -87,7 +86,7 @@ class BatchOptimizer:
 
     teacher: ScoreModel
     autoencoder: Autoencoder
-    text: TextEncoder
+    embedded: Callable[[Iterable[str]], PromptTable]  # a table with these prompts
     masking: Masking
     loss: Loss
     optimizer: Optimizer
@@ -123,7 +122,7 @@ class BatchOptimizer:
     def _optimize(self, batch: Batch, z_source: Tensor, masks: Tensor | None) -> Iterator[Step]:
         sources, targets = [one.source for one in batch.firsts], [one.target for one in batch.requests]
         # By a table, in which a prompt's embedding does not depend on its company: what is cached is found again.
-        table = PromptTable.of(self.text, [*sources, *targets, *([self.negative] if self.negative else [])])
+        table = self.embedded([*sources, *targets, *([self.negative] if self.negative else [])])
         return optimize_latent(
             self.teacher,
             z_source,

@@ -1,6 +1,6 @@
 """Editing methods by name; see the package for an example."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from dds_train.distillation.rng import draw
 from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.optimize import optimize_latent
 from dds_train.methods.student import LoRAStudent
-from dds_train.translator import TranslatorConfig, load_translator, translate_latents
+from dds_train.translator import TranslatorConfig, load_translator, read_config, translate_latents
 
 # Default negative prompts of losses that need one.
 NEGATIVE = {
@@ -32,10 +32,15 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What methods share: the teacher and the seed of all noise."""
+    """What methods share: the teacher, the seed of all noise, and the prompts that will be asked for, as far as they are known:
+    these are encoded together."""
 
     checkpoint: DiffusionCheckpoint
     seed: int = 0
+    prompts: Sequence[str] = ()
+
+    def embedded(self, prompts: Iterable[str] = ()) -> PromptTable:
+        return self.checkpoint.embedded([*self.prompts, *prompts])
 
 
 def identity(context: MethodContext) -> Method:
@@ -70,10 +75,11 @@ def optimize(
     Raises:
         ValueError: for a loss, an option or a range of timesteps that does not exist.
     """
-    teacher, text_encoder = context.checkpoint.teacher(), context.checkpoint.text_encoder()
     context.checkpoint.check_guidance(loss, guidance)
     first, last = t_range
     negative = negative or NEGATIVE.get(loss)
+    context.embedded([negative] if negative else [])  # before the denoiser takes the memory
+    teacher = context.checkpoint.teacher()
     lowest = lowest_timestep(loss, **(options or {}))
     if not lowest <= first < last <= len(teacher.schedule):
         raise ValueError(
@@ -82,7 +88,7 @@ def optimize(
     loss_fn = make_loss(loss, partial(LoRAStudent, context.checkpoint), **(options or {}))
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        table = PromptTable.of(text_encoder, [*sources, *targets, *([negative] if negative else [])])
+        table = context.embedded([*sources, *targets, *([negative] if negative else [])])
         source, target = table.condition(sources), table.condition(targets, negative)
         *_, step = optimize_latent(
             teacher,
@@ -108,7 +114,7 @@ def sdedit(context: MethodContext, *, strength: float = 0.6, steps: int = 50, gu
     checkpoint.check_guidance("dds", guidance)
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        target = PromptTable.of(checkpoint.text_encoder(), targets).condition(targets)
+        target = context.embedded(targets).condition(targets)
         _, eps = draw(z.shape[1:], (0, 1), z.device, [(context.seed, "sdedit")])
         parts = (checkpoint.teacher(), checkpoint.ddim())
         return sdedit_latent(*parts, z, target, eps.expand_as(z), strength=strength, steps=steps, guidance=guidance)
@@ -122,7 +128,7 @@ def ddim_inversion(context: MethodContext, *, steps: int = 50, guidance: float =
     checkpoint.check_guidance("dds", guidance)
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        table = PromptTable.of(checkpoint.text_encoder(), [*sources, *targets])
+        table = context.embedded([*sources, *targets])
         parts = (checkpoint.teacher(), checkpoint.ddim_inverse(), checkpoint.ddim())
         return ddim_swap_latent(*parts, z, table.condition(sources), table.condition(targets), steps=steps, guidance=guidance)
 
@@ -135,12 +141,13 @@ def translator(context: MethodContext, *, ckpt: str, strength: float = 1.0) -> M
     Args:
         ckpt: a checkpoint or an exported folder.
     """
+    context.checkpoint.embedded(task.instruction for task in read_config(Path(ckpt)).tasks.values())
     network, config = load_translator(Path(ckpt), context.checkpoint)
     network.to(context.checkpoint.device)
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
         by_target = instructions(config, targets)
-        table = PromptTable.of(context.checkpoint.text_encoder(), by_target.values())
+        table = context.checkpoint.embedded(by_target.values())
         return translate_latents(network, z, table.embed(by_target[target] for target in targets), strength)
 
     return _in_latent_space(context, edit, context.checkpoint.autoencoder().factor * network.stride)

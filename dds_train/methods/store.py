@@ -62,4 +62,4 @@ def with_source_cache(cache: str | None, checkpoint: DiffusionCheckpoint) -> Sco
         return teacher
     store: MutableMapping[str, Tensor] = {} if cache == "memory" else TensorStore(cache)
     device = teacher.device.type  # others round differently
-    return SourceCache(teacher, store, f"{checkpoint.digest('denoiser', 'scheduler')}/{teacher.dtype}/{device}")
+    return SourceCache(teacher, store, f"{checkpoint.digest('denoiser', 'scheduler')}/{checkpoint.precision}/{device}")

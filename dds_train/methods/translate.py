@@ -109,12 +109,13 @@ class MaskedTranslator:
         if request.mask != AUTO:
             return read_mask(request.mask, size)[None]
         assert self.task is not None, "automatic masks need a task"
-        autoencoder, text, masking = self.translator.autoencoder, self.translator.text, self.masking
+        autoencoder, masking = self.translator.autoencoder, self.masking
+        table = self.translator.checkpoint.embedded([self.task.source, self.task.target])
         latents = automatic_mask(
             self.translator.checkpoint.teacher(),
             autoencoder.encode(image.image),
-            text.condition(self.task.source),
-            text.condition(self.task.target),
+            table.condition([self.task.source]),
+            table.condition([self.task.target]),
             timestep=masking.timestep,
             maps=masking.maps,
             threshold=masking.threshold,

@@ -42,7 +42,8 @@ class TrainingClaim:
         self.record = record
         self.resume: ResumePoint | None = find_checkpoint(settings["resume"], record.folder / "checkpoints")
         self.mode, self.max_steps = settings["resume"], settings["trainer"]["max_steps"]
-        self.teacher: dict[str, str] = {"dtype": settings["teacher"]["dtype"]}
+        precision = [settings["teacher"][key] for key in ("dtype", "quantization")]
+        self.teacher: dict[str, str] = {"dtype": ", ".join(filter(None, precision))}
         for part in ("denoiser", "scheduler", "vae", "text"):
             with contextlib.suppress(UserError):  # not there, and perhaps not needed
                 self.teacher[part] = checkpoint.digest(part)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dds_train.diffusion.families import Family
+from dds_train.diffusion.quantization import store_as_float8
 from dds_train.distillation.prompt import Prompt
 from dds_train.translator import make_translator
 
@@ -25,19 +26,22 @@ class PeakMemory(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):  # what is not known was made before: a view of it takes nothing
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage(), 0)
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                self._count(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
         if storage._cdata in self._known:  # a view
             return
         self._known.add(storage._cdata)
-        self.now += storage.nbytes()
+        self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self._forget, storage._cdata, size)
 
     def _forget(self, cdata: int, size: int) -> None:
         self._known.discard(cdata)
@@ -77,6 +81,7 @@ def step_bytes(
     translator_dtype: torch.dtype,
     teacher_dtype: torch.dtype,
     checkpointing: bool,
+    quantization: str | None = None,
 ) -> int:
     """Peak bytes of a training step's own tensors, beside all weights: the translator's forward, then the teacher's, then
     backward.
@@ -89,10 +94,14 @@ def step_bytes(
         prompt: an encoded prompt, for its shapes.
         images, edits: sources in a batch, and edits of each.
         evaluations: rows of the teacher's batched call.
+        quantization: of the teacher. Layers in float8 keep a copy of their weights for backward; what int8 and nf4 take for one
+            layer at a time is left out.
     """
     with torch.device("meta"):
         teacher: Any = family.network.from_config(denoiser).eval().requires_grad_(False)
         teacher = torch.nn.Module.to(teacher, teacher_dtype)
+        if quantization == "fp8":
+            store_as_float8(teacher, teacher_dtype, [family.last_layer])
         network = make_translator(translator, lambda: teacher, family).to(translator_dtype)
         if checkpointing:
             network.enable_gradient_checkpointing()
@@ -106,13 +115,21 @@ def step_bytes(
                 .to(dtype=dtype)
             )
 
+        @torch.no_grad()
+        def score() -> None:
+            z_t = torch.empty(evaluations, *shape, dtype=teacher_dtype)
+            family.denoise(teacher, z_t, torch.zeros(evaluations), prompts(evaluations, teacher_dtype))
+
         # On the meta device torch takes the path that materialises attention's matrix; a GPU does not. Patched, because a
         # function mode would not reach what checkpointing computes again during backward.
         with mock.patch.object(F, "scaled_dot_product_attention", _fused), PeakMemory() as memory:
+            if quantization == "fp8":  # whose layers write their weights anew at each call: not a part of the step
+                with torch.no_grad():
+                    network(z, prompts(len(z), translator_dtype), torch.ones(len(z), dtype=translator_dtype))
+                    score()
+            weights = memory.peak = memory.now
             translated = network(z, prompts(len(z), translator_dtype), torch.ones(len(z), dtype=translator_dtype))
-            with torch.no_grad():
-                z_t = torch.empty(evaluations, *shape, dtype=teacher_dtype)
-                family.denoise(teacher, z_t, torch.zeros(evaluations), prompts(evaluations, teacher_dtype))
+            score()
             translated.sum().backward()
-    number: int = memory.peak
+    number: int = memory.peak - weights
     return number

@@ -18,12 +18,11 @@ def embed_tasks(
     tasks: Mapping[str, Task], source: Source, checkpoint: DiffusionCheckpoint, negative: str | None = None
 ) -> "TaskBank":
     """The tasks with their prompts, from the table beside the shards; the text encoder is loaded only for prompts that are not
-    there, and released."""
+    there, and freed."""
     captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
     table = (source.prompts if isinstance(source, ShardSource) else None) or PromptTable({})
     prompts = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
-    table = table.completed(prompts, checkpoint.text_encoder)
-    checkpoint.release("text_encoder")
+    table = table.completed(prompts, checkpoint.embedded)
     return TaskBank.embed(tasks, table, captions, negative)
 
 

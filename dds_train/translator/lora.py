@@ -39,7 +39,7 @@ class LoRATranslator(nn.Module):
             raise ValueError(f"translator.targets={targets}: must be names of layers")
         if any(isinstance(layer, BaseTunerLayer) for layer in denoiser.modules()):
             raise ValueError("this denoiser has adapters already; load another copy")
-        last_layer = denoiser.get_submodule(family.last_layer)
+        last_layer, dtype = denoiser.get_submodule(family.last_layer), denoiser.dtype
         known = [name for name, _ in denoiser.named_modules()]
         layers = [layer for target in targets for layer in (fnmatch.filter(known, target) if "*" in target else [target])]
         try:
@@ -49,7 +49,7 @@ class LoRATranslator(nn.Module):
         self.config: dict[str, Any] = {"kind": "lora", "rank": rank, "targets": targets}
         shape = family.shape(denoiser.config)
         self.latent_channels, self.text_dim, self.stride = shape.channels, shape.text_dim, shape.stride
-        self._shared = _Shared(denoiser, family)
+        self._shared = _Shared(denoiser, family, dtype)
         self._shared.switch(on=False)
         adapters = {name: p for name, p in denoiser.named_parameters() if ".lora_" in name}
         for parameter in adapters.values():
@@ -98,8 +98,8 @@ class LoRATranslator(nn.Module):
 class _Shared:
     """The denoiser with its adapters. Deliberately not an `nn.Module`, and copies share it: see `diffusion.frozen.Frozen`."""
 
-    def __init__(self, denoiser: Any, family: Family) -> None:
-        self.denoiser, self.family = denoiser, family
+    def __init__(self, denoiser: Any, family: Family, dtype: torch.dtype) -> None:
+        self.denoiser, self.family, self.dtype = denoiser, family, dtype
         self.layers = [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -130,7 +130,7 @@ class _Shared:
         t = torch.zeros(len(z), dtype=torch.long, device=z.device)
         try:
             with self.adapters(on=True):
-                return self.family.denoise(self.denoiser, z.to(self.denoiser.dtype), t, prompt.to(dtype=self.denoiser.dtype))
+                return self.family.denoise(self.denoiser, z.to(self.dtype), t, prompt.to(dtype=self.dtype))
         finally:
             handle.remove()
 

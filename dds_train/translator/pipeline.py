@@ -53,10 +53,11 @@ class Translator:
         overlap: int = 128,
     ) -> None:
         self.network, self.config, self.checkpoint = network.to(checkpoint.device).eval(), config, checkpoint
-        self.autoencoder, self.text = checkpoint.autoencoder(), checkpoint.text_encoder()
+        self.autoencoder = checkpoint.autoencoder()
+        width = checkpoint.embedded(task.instruction for task in config.tasks.values()).rows[""]["text"].shape[-1]
         self.tile, self.overlap = tile, overlap
         self.multiple = self.autoencoder.factor * network.stride  # pixels, of the sides that the networks see
-        if (network.latent_channels, network.text_dim) != (self.autoencoder.channels, self.text.embed("")["text"].shape[-1]):
+        if (network.latent_channels, network.text_dim) != (self.autoencoder.channels, width):
             raise UserError(f"teacher.path={checkpoint.path} is not the teacher that this was trained with ({config.teacher})")
         if tile % self.autoencoder.factor or not 0 <= overlap < tile:
             raise UserError(f"tile={tile}: give a multiple of {self.autoencoder.factor}, larger than overlap={overlap}")
@@ -68,6 +69,7 @@ class Translator:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         teacher: str | None = None,
         additions: Mapping[str, Any] = MappingProxyType({}),
         tile: int = 1024,
@@ -78,6 +80,7 @@ class Translator:
         Args:
             device: auto takes a GPU if there is one.
             dtype: auto, float32, float16 or bfloat16; auto takes half precision on a GPU.
+            quantization: of the teacher's linear layers, None, "int8", "fp8" or "nf4"; see conf/teacher/critters.yaml.
             teacher: path or hub id of its VAE and text encoder, if not the one that it was trained with.
             additions: values of `diffusion.Additions` (lora, embeddings, vae, config), if not those that it was trained with.
             tile, overlap: see the class.
@@ -87,8 +90,10 @@ class Translator:
         """
         device = find_device(device)
         path = find_translator(Path(path))
-        found = read_config(path).find_teacher(path, teacher, additions)
-        checkpoint = replace(found, device=device, dtype=find_dtype(dtype, device))
+        config, precision = read_config(path), find_dtype(dtype, device)
+        found = config.find_teacher(path, teacher, additions)
+        checkpoint = replace(found, device=device, dtype=precision, quantization=quantization)
+        checkpoint.embedded(task.instruction for task in config.tasks.values())  # before the denoiser takes the memory
         return cls(*load_translator(path, checkpoint), checkpoint, tile, overlap)
 
     def __call__(
@@ -119,7 +124,7 @@ class Translator:
 
     def translate(self, images: Tensor, instruction: str, strength: float = 1.0) -> Tensor:
         """Pixels [B,3,H,W] in [-1,1], of any size, to the same, on the CPU; NaN where the network's output is not finite."""
-        text = self.text.embed(instruction)
+        text = self.checkpoint.embedded([instruction]).embed([instruction])
 
         def edit(tile: Tensor) -> Tensor:
             z = translate_latents(self.network, self.autoencoder.encode(tile, self.multiple), text, strength)
