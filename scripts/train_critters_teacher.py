@@ -373,7 +373,8 @@ class UNetDenoiser(Denoiser):
         weight = (snr.clamp(max=5) / (snr + 1)).to(self.device)
         text = self.networks["text_encoder"](tokens).last_hidden_state
         v = self.networks["unet"]((alpha * z + sigma * eps).to(self.device), t.to(self.device), text).sample
-        return weight * (v.float() - (alpha * eps - sigma * z).to(self.device)).square().mean((1, 2, 3))
+        output: Tensor = weight * (v.float() - (alpha * eps - sigma * z).to(self.device)).square().mean((1, 2, 3))
+        return output
 
     @torch.no_grad()
     def velocity(self, z: Tensor, eps: Tensor, sigma: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -463,7 +464,8 @@ class SD3Denoiser(Denoiser):
                 pooled_projections=torch.cat([output.text_embeds for output in outputs], 1),
                 timestep=1000 * sigma.to(self.device),
             ).sample
-        return (answer.float() - v.to(self.device)).square().mean((1, 2, 3))
+        output: Tensor = (answer.float() - v.to(self.device)).square().mean((1, 2, 3))
+        return output
 
     def pipeline(self, networks: dict[str, nn.Module], vae: AutoencoderKL) -> DiffusionPipeline:
         vae.register_to_config(shift_factor=0.0)
@@ -507,7 +509,7 @@ class LastKeyWeighs(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-DENOISERS: dict[str, type[Denoiser]] = {"unet": UNetDenoiser, "sd3": SD3Denoiser}
+DENOISERS: dict[str, Callable[[CLIPTokenizer, int, argparse.Namespace], Denoiser]] = {"unet": UNetDenoiser, "sd3": SD3Denoiser}
 
 
 def train_denoiser(

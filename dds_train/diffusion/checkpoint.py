@@ -97,13 +97,10 @@ class DiffusionCheckpoint:
             raise UserError(f"teacher.shift={self.shift:g}: {self.family.name} is no rectified flow; take null")
         if self.quantization:
             check_quantization(self.quantization, self.device)
-            whole = (
-                "teacher.lora" if self.additions.lora else "a single file" if self.quantization != "fp8" and self._file else ""
-            )
-            if whole:
-                raise UserError(
-                    f"teacher.quantization={self.quantization}: not for {whole}, which takes whole weights; take null"
-                )
+            one_file = self.quantization != "fp8" and self._file
+            if self.additions.lora or one_file:
+                kind = f"teacher.quantization={self.quantization}"
+                raise UserError(f"{kind}: not with {'a single file' if one_file else 'teacher.lora'}; take null")
         if self.offload and not self.device.startswith("cuda"):
             raise UserError(f"teacher.offload={self.offload}: needs a GPU, got device={self.device}; take teacher.offload=null")
 
@@ -359,7 +356,11 @@ class DiffusionCheckpoint:
                 weights, variant = find_weights(names)
                 if weights is None:
                     raise OSError("no weights there")
-                options = {"variant": variant, "use_safetensors": ".safetensors" in weights, "output_loading_info": True}
+                options: dict[str, Any] = {
+                    "variant": variant,
+                    "use_safetensors": ".safetensors" in weights,
+                    "output_loading_info": True,
+                }
                 options |= {"torch_dtype": dtype, **loading_options(kind, of, self.device, dtype, kept)}
                 if issubclass(of, transformers.PreTrainedModel):  # reports sizes that do not fit; diffusers' message names them
                     options |= {"ignore_mismatched_sizes": True, "dtype": options.pop("torch_dtype")}

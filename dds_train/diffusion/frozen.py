@@ -28,7 +28,7 @@ class Frozen:
         self.network: Any = network.eval().requires_grad_(False)
         self.dtype, self.offload_to = dtype, torch.device(device) if offload else None
         if self.offload_to:  # without streams: these take the order of blocks from the first call, and calls differ
-            self.network.enable_group_offload(self.offload_to, num_blocks_per_group=1)
+            self.network.enable_group_offload(self.offload_to, num_blocks_per_group=1)  # type: ignore[operator]
         else:
             self.network.to(device)
 

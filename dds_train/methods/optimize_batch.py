@@ -148,7 +148,8 @@ class BatchOptimizer:
         for number, request in enumerate(batch.requests):
             z, mask = z_source[number // batch.edits_each][None], batch.masks[number // batch.edits_each]
             if request.mask == AUTO:
-                prompts = self.text.condition(request.source), self.text.condition(request.target)
+                table = self.embedded([request.source, request.target])
+                prompts = table.condition([request.source]), table.condition([request.target])
                 options = {"timestep": self.masking.timestep, "maps": self.masking.maps, "threshold": self.masking.threshold}
                 masks.append(automatic_mask(self.teacher, z, *prompts, seed=request.seed, **options))  # type: ignore[arg-type]
             elif mask is None:

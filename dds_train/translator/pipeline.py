@@ -80,7 +80,7 @@ class Translator:
         Args:
             device: auto takes a GPU if there is one.
             dtype: auto, float32, float16 or bfloat16; auto takes half precision on a GPU.
-            quantization: of the teacher's linear layers, None, "int8", "fp8" or "nf4"; see conf/teacher/critters.yaml.
+            quantization: of the teacher's linear layers, None, "int8", "fp8" or "nf4"; see conf/teacher_options.yaml.
             teacher: path or hub id of its VAE and text encoder, if not the one that it was trained with.
             additions: values of `diffusion.Additions` (lora, embeddings, vae, config), if not those that it was trained with.
             tile, overlap: see the class.
