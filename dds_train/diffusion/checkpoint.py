@@ -154,12 +154,7 @@ class DiffusionCheckpoint:
 
     def load_denoiser(self) -> nn.Module:
         """A frozen denoising network of the caller's own, not the one that `teacher` returns."""
-        self._check()
-        family = self.family
-        network = self._load(family.denoiser, family.network)
-        if self.additions.lora:
-            fuse(self._pipeline_of({family.denoiser: network}), [family.denoiser], self.additions.lora_files())
-        result: nn.Module = Frozen(network, self.device, self.dtype).network
+        result: nn.Module = Frozen(self._load_denoiser(), self.device, self.dtype).network
         return result
 
     def sampler(self) -> SchedulerMixin:
@@ -232,13 +227,20 @@ class DiffusionCheckpoint:
         return loaded
 
     def _load_teacher(self) -> Teacher:
-        self._check()
-        scheduler, network = self._scheduler(), self._load(self.family.denoiser, self.family.network)
+        network, scheduler = self._load_denoiser(), self._scheduler()
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             schedule, kind = NoiseSchedule.flow(scheduler.config.num_train_timesteps, scheduler.shift), "flow"
         else:
             schedule, kind = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod), scheduler.config.prediction_type
         return Teacher(network, self.family, schedule, kind, self.device, self.dtype, self.offload == "blocks")
+
+    def _load_denoiser(self) -> nn.Module:
+        self._check()
+        family = self.family
+        network: nn.Module = self._load(family.denoiser, family.network)
+        if self.additions.lora:
+            fuse(self._pipeline_of({family.denoiser: network}), [family.denoiser], self.additions.lora_files())
+        return network
 
     def _load_autoencoder(self) -> Autoencoder:
         self._check_vae()
