@@ -1,32 +1,33 @@
-"""The bundled teacher: complete, small, and it draws what it is told. (Its full figures: scripts/measure_teacher.py.)"""
+"""The bundled teachers: complete, small, and they draw what they are told. (Their full figures: scripts/measure_teacher.py.)"""
 
 import colorsys
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from dds_train.critters.dataset import CritterDataset
 from dds_train.critters.render import BACKDROP_HSV
 from dds_train.critters.world import BACKDROPS, SPECIES
 from dds_train.diffusion import DiffusionCheckpoint, sample_latents
-from dds_train.diffusion.checkpoint import BUNDLED as TEACHERS
+from dds_train.diffusion.checkpoint import BUNDLED
 from dds_train.images.files import to_pil
 
-BUNDLED = TEACHERS["bundled"]
 
-
-def test_folder_is_complete_small_and_half_precision() -> None:
-    parts = json.loads((BUNDLED / "model_index.json").read_text())
-    assert parts["_class_name"] == "StableDiffusionPipeline"
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        assert (BUNDLED / part).is_dir()
-    assert sum(f.stat().st_size for f in BUNDLED.rglob("*") if f.is_file()) <= 40e6
-    for weights in BUNDLED.rglob("*.safetensors"):
+@pytest.mark.parametrize(
+    ("name", "pipeline", "denoiser"),
+    [("bundled", "StableDiffusionPipeline", "unet"), ("bundled_flow", "StableDiffusion3Pipeline", "transformer")],
+)
+def test_folder_is_complete_small_and_half_precision(name: str, pipeline: str, denoiser: str) -> None:
+    folder = BUNDLED[name]
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == pipeline
+    for part in (denoiser, "vae", "text_encoder", "tokenizer", "scheduler"):
+        assert (folder / part).is_dir()
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= 15e6
+    for weights in folder.rglob("*.safetensors"):
         with safe_open(weights, "pt") as file:
             assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}, weights  # noqa: SIM118
 
@@ -53,19 +54,24 @@ def backdrop_of(image: np.ndarray) -> str:
     return min(distance, key=distance.__getitem__)
 
 
-def test_diffusers_pipeline_follows_prompts() -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(BUNDLED)
+@pytest.mark.parametrize(
+    ("name", "options"), [("bundled", {}), ("bundled_flow", {}), ("bundled_flow", {"max_sequence_length": 1})]
+)
+def test_diffusers_pipeline_follows_prompts(name: str, options: dict[str, int]) -> None:
+    missing = {"text_encoder_3": None, "tokenizer_3": None} if name == "bundled_flow" else {}  # T5
+    pipeline = DiffusionPipeline.from_pretrained(BUNDLED[name], **missing)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [f"a photo of a gray {s} on a {b} background" for s, b in zip(SPECIES, BACKDROPS, strict=True)]
     rng = torch.Generator().manual_seed(0)
-    images = pipeline(prompts, guidance_scale=4.0, num_inference_steps=25, generator=rng, output_type="np").images
+    images = pipeline(prompts, guidance_scale=4.0, num_inference_steps=25, generator=rng, output_type="np", **options).images
     assert images.shape == (8, 64, 64, 3)
     read = [backdrop_of(image * 255) for image in images]
     assert sum(a == b for a, b in zip(read, BACKDROPS, strict=True)) >= 7, read
 
 
-def test_own_sampler_follows_prompts_in_any_batch(tmp_path: Path) -> None:
-    checkpoint = DiffusionCheckpoint("bundled")
+@pytest.mark.parametrize(("name", "max_tokens"), [("bundled", None), ("bundled_flow", 1)])
+def test_own_sampler_follows_prompts_in_any_batch(name: str, max_tokens: int | None) -> None:
+    checkpoint = DiffusionCheckpoint(name, max_tokens=max_tokens)
     teacher, autoencoder, text = checkpoint.teacher(), checkpoint.autoencoder(), checkpoint.text_encoder()
     condition = text.condition([f"a photo of a cat on a {b} background" for b in BACKDROPS])
     z = sample_latents(teacher, checkpoint.sampler(), condition, range(8))

@@ -53,7 +53,8 @@ from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
 from dds_train.errors import UserError
 from dds_train.runs.digest import cached_by_file, digest, file_digest
 
-BUNDLED = {"bundled": Path(__file__).parents[1] / "critters" / "teacher"}
+CRITTERS = Path(__file__).parents[1] / "critters"
+BUNDLED = {"bundled": CRITTERS / "teacher", "bundled_flow": CRITTERS / "flow_teacher"}
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 TEXT = ("tokenizer", "text_encoder")  # the folders that begin so
 UNIMPORTANT = ("dtype", "torch_dtype", "transformers_version", "architectures")  # of configurations: differ between copies
