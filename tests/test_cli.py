@@ -169,7 +169,7 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     (EVALUATE, "ckpt=[/nowhere]", "/nowhere: no such file"),
     (EVALUATE, "critters.edit.species=cow", "must be one of"),
     (EVALUATE, "lpips.nets=[resnet]", "take squeeze, alex or vgg"),
-    (["export", "ckpt=model.ckpt"], "format=zip", "take safetensors, diffusers or onnx"),
+    (["export", "ckpt=model.ckpt"], "format=zip", "take safetensors, diffusers, onnx or lora"),
     (["export", "ckpt=model.ckpt"], "push=me", "push=me: give owner/name"),
     (["export", "ckpt=model.ckpt"], "device=cpu", "no key 'device' in export"),
     (["demo", "ckpt=model.ckpt"], "port=99999", "must be between 1 and 65535"),

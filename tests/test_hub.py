@@ -66,7 +66,7 @@ def test_a_silent_hub_is_asked_once(silent: socket.socket, capsys: pytest.Captur
     with pytest.raises(UserError, match=r"the hub did not deliver it \(the hub does not answer\); .*hf download owner/name"):
         DiffusionCheckpoint("owner/name").teacher()
     silent.setblocking(False)
-    silent.accept()
+    silent.accept()[0].close()
     with pytest.raises(BlockingIOError):
         silent.accept()
     assert "fetching owner/name (configurations) from http://127.0.0.1:" in capsys.readouterr().out

@@ -439,7 +439,7 @@ class DiffusionCheckpoint:
             return [{**backend, "truncation": None, "padding": None}, tokenizer.special_tokens_map, tokenizer.model_max_length]
         of = DDIMScheduler if part == "scheduler" else self._class(part)
         config = self._config(part, of)
-        plain = {key: value for key, value in config.items() if key[0] != "_" and key not in UNIMPORTANT}
+        plain = _important(config)
         if part == "scheduler":
             return plain
 
@@ -508,6 +508,12 @@ class DiffusionCheckpoint:
                 folder, [name for name in parts if not self._file or name.startswith("tokenizer")], f"{key}={place}"
             )
         return folder
+
+
+def _important(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What copies of a part have in common, at every level: language models have configurations in theirs."""
+    kept = {str(key): value for key, value in config.items() if str(key)[0] != "_" and key not in UNIMPORTANT}
+    return {key: _important(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _with_signal(scheduler: T) -> T:

@@ -37,6 +37,8 @@ class LoRATranslator(nn.Module):
         targets = list(targets or family.lora_targets)
         if not all(isinstance(one, str) for one in targets):
             raise ValueError(f"translator.targets={targets}: must be names of layers")
+        if rank < 1:
+            raise ValueError(f"translator.rank={rank}: must be at least 1")
         if any(isinstance(layer, BaseTunerLayer) for layer in denoiser.modules()):
             raise ValueError("this denoiser has adapters already; load another copy")
         last_layer, dtype = denoiser.get_submodule(family.last_layer), denoiser.dtype
