@@ -404,11 +404,20 @@ def test_only_standalone_families_are_exported_for_diffusers(folder: Callable[[s
 def test_commands_on_a_flow(folder: Callable[[str], Path], tmp_path: Path) -> None:
     """fit, predict, optimize and evaluate, as a user types them, on Stable Diffusion 3."""
     teacher, cat = folder("sd3"), REPOSITORY / "data" / "examples" / "cat1.png"
-    fit(teacher, tmp_path, "translator=lora", "guidance.end=2")
+    fit(teacher, tmp_path, "translator=lora", "guidance.end=2", "teacher.dtype=float32")
     run("predict", "ckpt=run/translator", f"image={cat}", "output_dir=edited", cwd=tmp_path)
-    run("optimize", *PROMPTS, f"image={cat}", f"teacher.path={teacher}", "steps=2", "output_dir=optimized", cwd=tmp_path)
+    run(
+        "optimize",
+        *PROMPTS,
+        f"image={cat}",
+        f"teacher.path={teacher}",
+        "teacher.dtype=float32",
+        "steps=2",
+        "output_dir=optimized",
+        cwd=tmp_path,
+    )
     methods = ("methods=[dds,sdedit,ddim_inversion]", "critters.count=2", "steps=2", "lpips.nets=[]")
-    run("evaluate", *methods, f"teacher.path={teacher}", "output_dir=evaluated", cwd=tmp_path)
+    run("evaluate", *methods, f"teacher.path={teacher}", "teacher.dtype=float32", "output_dir=evaluated", cwd=tmp_path)
     assert all((tmp_path / name).exists() for name in ("edited/cat1.png", "optimized/cat1.png", "evaluated/table.md"))
 
 
