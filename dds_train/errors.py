@@ -20,6 +20,11 @@ class UserError(ValueError):
     """Shown by the command line as one line, without a stack trace, with exit code 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library says was wrong, without its further lines; the error's kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def system_error(error: BaseException | None) -> str | None:
     """The line for a disk that is full, or files that the system does not let us use; None for all other errors."""
     while error is not None:

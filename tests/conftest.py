@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -82,3 +83,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def checkpoint(tiny: Callable[[str], Path]) -> DiffusionCheckpoint:
     """The tiny teacher that predicts noise."""
     return DiffusionCheckpoint(str(tiny("epsilon")))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Images a and b of one size, c of another, and a mask m of a and b."""
+    for name, size in (("a", (20, 10)), ("b", (20, 10)), ("c", (8, 8))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    Image.new("L", (20, 10), 255).save(tmp_path / "m.png")
+    return tmp_path

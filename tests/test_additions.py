@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,13 @@ def expected(folder: Path, *files: tuple[Path, float]) -> list[torch.Tensor]:
     return answers(plain)
 
 
+def three(folder: Path, *files: tuple[Path, float]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """`answers` with the files, those of diffusers with them, and without."""
+    return zip(
+        answers(with_lora(folder, *files)), expected(folder, *files), answers(DiffusionCheckpoint(str(folder))), strict=True
+    )
+
+
 def refusal(load: Callable[[], Any]) -> str:
     with pytest.raises(UserError) as error:
         load()
@@ -121,12 +128,7 @@ def test_lora_is_that_of_diffusers(name: str, tiny: Callable[[str], Path], tmp_p
         folder = tmp_path / name
         TINY[name]().save_pretrained(folder)
     path = save_lora(folder, tmp_path / "lora")
-    for got, diffusers, plain in zip(
-        answers(with_lora(folder, (path, 0.7))),
-        expected(folder, (path, 0.7)),
-        answers(DiffusionCheckpoint(str(folder))),
-        strict=True,
-    ):
+    for got, diffusers, plain in three(folder, (path, 0.7)):
         torch.testing.assert_close(got, diffusers, rtol=1e-5, atol=1e-5)
         last = got, plain
     assert not torch.allclose(*last, atol=1e-3)
@@ -134,7 +136,7 @@ def test_lora_is_that_of_diffusers(name: str, tiny: Callable[[str], Path], tmp_p
 
 def test_several_lora_add_up(folder: Path, tmp_path: Path) -> None:
     files = [(save_lora(folder, tmp_path / "a", 1), 0.5), (save_lora(folder, tmp_path / "b", 2, text=False), -1.5)]
-    for got, diffusers in zip(answers(with_lora(folder, *files)), expected(folder, *files), strict=True):
+    for got, diffusers, _ in three(folder, *files):
         torch.testing.assert_close(got, diffusers, rtol=1e-5, atol=1e-5)
 
 
@@ -149,12 +151,7 @@ def test_kohyas_format(folder: Path, tmp_path: Path) -> None:
         end = "lora_down" if ".down." in rest or "_A." in rest else "lora_up"
         kohya |= {f"{prefix}{layer}.{end}.weight": tensor.contiguous(), f"{prefix}{layer}.alpha": torch.tensor(1.0)}
     save_file(kohya, path := tmp_path / "kohya.safetensors", {"format": "pt"})
-    for got, diffusers, plain in zip(
-        answers(with_lora(folder, (path, 1.0))),
-        expected(folder, (path, 1.0)),
-        answers(DiffusionCheckpoint(str(folder))),
-        strict=True,
-    ):
+    for got, diffusers, plain in three(folder, (path, 1.0)):
         torch.testing.assert_close(got, diffusers, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(got, plain, atol=1e-3)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from configuration import configure, refusals
-from PIL import Image
 
 from dds_train.cli.schema import images_or_edit_list
 from dds_train.errors import UserError
@@ -35,30 +34,22 @@ def test_line_separators_within_a_cell(tmp_path: Path) -> None:
     assert [one.source for one in read_edit_list(tmp_path / "e.csv")] == ["a cat\nasleep"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, size in (("a", (20, 10)), ("b", (20, 10)), ("c", (8, 8))):
-        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
-    Image.new("L", (20, 10), 255).save(tmp_path / "m.png")
-    return tmp_path
-
-
-def test_a_folder_may_have_its_list_with_it(folder: Path) -> None:
-    assert not is_edit_list(str(folder))
-    (folder / "lists").mkdir()
-    (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,../b.png\n")
-    assert is_edit_list(str(folder / "lists"))
-    (entry,) = read_edit_list(folder / "lists")
-    assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (folder / "a.png", folder / "b.png")
-    images_or_edit_list(str(folder / "lists"))  # has no images itself
-    (folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
+def test_a_folder_may_have_its_list_with_it(image_folder: Path) -> None:
+    assert not is_edit_list(str(image_folder))
+    (image_folder / "lists").mkdir()
+    (image_folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,../b.png\n")
+    assert is_edit_list(str(image_folder / "lists"))
+    (entry,) = read_edit_list(image_folder / "lists")
+    assert (entry.image.resolve(), Path(str(entry.truth)).resolve()) == (image_folder / "a.png", image_folder / "b.png")
+    images_or_edit_list(str(image_folder / "lists"))  # has no images itself
+    (image_folder / "lists" / "edits.csv").write_text("image,truth\n../a.png,none.png\n")
     with pytest.raises(ValueError, match=r"line 2: truth='none\.png': no such file"):
-        images_or_edit_list(str(folder / "lists"))
+        images_or_edit_list(str(image_folder / "lists"))
 
 
-def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:
-    (folder / "e.csv").write_text("image\na.png\n", encoding="utf-8-sig")
-    assert [entry.image for entry in read_edit_list(folder / "e.csv")] == [folder / "a.png"]
+def test_excel_writes_a_mark_at_the_start(image_folder: Path) -> None:
+    (image_folder / "e.csv").write_text("image\na.png\n", encoding="utf-8-sig")
+    assert [entry.image for entry in read_edit_list(image_folder / "e.csv")] == [image_folder / "a.png"]
 
 
 @pytest.mark.parametrize(
@@ -77,16 +68,16 @@ def test_excel_writes_a_mark_at_the_start(folder: Path) -> None:
         ("e.jsonl", '{"image": "a.png", "source": 3}', "line 1: source=3"),
     ],
 )
-def test_mistakes_in_a_list_name_the_line(folder: Path, name: str, text: str, says: str) -> None:
-    (folder / name).write_text(text)
+def test_mistakes_in_a_list_name_the_line(image_folder: Path, name: str, text: str, says: str) -> None:
+    (image_folder / name).write_text(text)
     with pytest.raises(UserError) as error:
-        read_edit_list(folder / name)
+        read_edit_list(image_folder / name)
     assert says in str(error.value)
-    assert str(folder / name) in str(error.value)
+    assert str(image_folder / name) in str(error.value)
 
 
-def test_a_list_that_says_everything_needs_no_prompts(folder: Path) -> None:
-    (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\n")
-    configure("optimize", f"image={folder / 'e.csv'}")
-    (folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\nb.png,a cat,\n")
-    assert refusals("optimize", f"image={folder / 'e.csv'}")[0].startswith("optimize needs target=...;")
+def test_a_list_that_says_everything_needs_no_prompts(image_folder: Path) -> None:
+    (image_folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\n")
+    configure("optimize", f"image={image_folder / 'e.csv'}")
+    (image_folder / "e.csv").write_text("image,source,target\na.png,a cat,a dog\nb.png,a cat,\n")
+    assert refusals("optimize", f"image={image_folder / 'e.csv'}")[0].startswith("optimize needs target=...;")

@@ -15,38 +15,32 @@ from dds_train.images.mask_image import read_mask
 from dds_train.methods.requests import EditRequest, load_batch, make_batches, plan_edits
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, size in (("a", (20, 10)), ("b", (20, 10)), ("c", (8, 8))):
-        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
-    Image.new("L", (20, 10), 255).save(tmp_path / "m.png")
-    return tmp_path
-
-
 def plan(image: Any, **keys: Any) -> list[EditRequest]:
     return plan_edits(image, **{"source": "a cat", "target": "a lion", "mask": None, "seed": 0, "output_dir": "out", **keys})
 
 
-def test_csv_and_jsonl_say_the_same(folder: Path) -> None:
-    (folder / "e.csv").write_text('image,target,mask,seed\na.png,"a dog, asleep",m.png,7\nb.png,,auto,\n')
+def test_csv_and_jsonl_say_the_same(image_folder: Path) -> None:
+    (image_folder / "e.csv").write_text('image,target,mask,seed\na.png,"a dog, asleep",m.png,7\nb.png,,auto,\n')
     rows = [{"image": "a.png", "target": "a dog, asleep", "mask": "m.png", "seed": 7}, {"image": "b.png", "mask": "auto"}]
-    (folder / "e.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert read_edit_list(folder / "e.csv") == read_edit_list(folder / "e.jsonl")
-    first, second = plan(str(folder / "e.csv"), seed=3)
-    assert first == EditRequest("a-a-dog-asleep", folder / "a.png", "a cat", "a dog, asleep", str(folder / "m.png"), 7)
-    assert second == EditRequest("b-a-lion", folder / "b.png", "a cat", "a lion", "auto", 3)
+    (image_folder / "e.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    assert read_edit_list(image_folder / "e.csv") == read_edit_list(image_folder / "e.jsonl")
+    first, second = plan(str(image_folder / "e.csv"), seed=3)
+    assert first == EditRequest(
+        "a-a-dog-asleep", image_folder / "a.png", "a cat", "a dog, asleep", str(image_folder / "m.png"), 7
+    )
+    assert second == EditRequest("b-a-lion", image_folder / "b.png", "a cat", "a lion", "auto", 3)
 
 
-def test_names_tell_edits_apart(folder: Path) -> None:
-    names = [edit.name for edit in plan(str(folder / "a.png"), target=["a lion", "a dog!"])]
+def test_names_tell_edits_apart(image_folder: Path) -> None:
+    names = [edit.name for edit in plan(str(image_folder / "a.png"), target=["a lion", "a dog!"])]
     assert names == ["a-a-lion", "a-a-dog"]
-    (folder / "e.csv").write_text("image,seed\na.png,1\na.png,2\n")
-    assert [edit.name for edit in plan(str(folder / "e.csv"))] == ["a-a-lion", "a-a-lion~2"]
-    assert [edit.name for edit in plan(str(folder / "a.png"))] == ["a"]
+    (image_folder / "e.csv").write_text("image,seed\na.png,1\na.png,2\n")
+    assert [edit.name for edit in plan(str(image_folder / "e.csv"))] == ["a-a-lion", "a-a-lion~2"]
+    assert [edit.name for edit in plan(str(image_folder / "a.png"))] == ["a"]
 
 
-def test_batches_hold_images_of_one_size_and_share_inputs(folder: Path) -> None:
-    requests = plan([str(folder / f"{n}.png") for n in "acb"], target=["a lion", "a dog"])
+def test_batches_hold_images_of_one_size_and_share_inputs(image_folder: Path) -> None:
+    requests = plan([str(image_folder / f"{n}.png") for n in "acb"], target=["a lion", "a dog"])
     names = [[request.name for request in batch] for batch in make_batches(requests, 4, None)]
     assert names == [["c-a-lion", "c-a-dog"], ["a-a-lion", "a-a-dog", "b-a-lion", "b-a-dog"]]
     assert [len(batch) for batch in make_batches(requests, 1, None)] == [2, 2, 2]  # the edits of an image stay together
@@ -54,61 +48,61 @@ def test_batches_hold_images_of_one_size_and_share_inputs(folder: Path) -> None:
     assert (batch.edits_each, len(batch.images), [request.name for request in batch.firsts]) == (2, 2, ["a-a-lion", "b-a-lion"])
 
 
-def test_edits_of_an_image_with_other_seeds_or_sources_do_not_share_a_batch(folder: Path) -> None:
-    (folder / "e.csv").write_text("image,source,seed\na.png,x,1\na.png,y,1\na.png,y,2\n")
-    (batch,) = make_batches(plan(str(folder / "e.csv")), 8, None)
+def test_edits_of_an_image_with_other_seeds_or_sources_do_not_share_a_batch(image_folder: Path) -> None:
+    (image_folder / "e.csv").write_text("image,source,seed\na.png,x,1\na.png,y,1\na.png,y,2\n")
+    (batch,) = make_batches(plan(str(image_folder / "e.csv")), 8, None)
     assert load_batch(batch, None).edits_each == 1
 
 
-def test_masks_of_many_images_come_from_a_folder(folder: Path) -> None:
-    (folder / "masks").mkdir()
-    (folder / "m.png").rename(folder / "masks" / "a.png")
-    (edit,) = plan(str(folder / "a.png"), mask=str(folder / "masks"))
-    assert edit.mask == str(folder / "masks" / "a.png")
+def test_masks_of_many_images_come_from_a_folder(image_folder: Path) -> None:
+    (image_folder / "masks").mkdir()
+    (image_folder / "m.png").rename(image_folder / "masks" / "a.png")
+    (edit,) = plan(str(image_folder / "a.png"), mask=str(image_folder / "masks"))
+    assert edit.mask == str(image_folder / "masks" / "a.png")
     with pytest.raises(UserError, match=r"no mask named b\.\* "):
-        plan(str(folder / "b.png"), mask=str(folder / "masks"))
+        plan(str(image_folder / "b.png"), mask=str(image_folder / "masks"))
 
 
-def test_a_mask_is_white_where_to_edit_and_fits_the_image(folder: Path) -> None:
+def test_a_mask_is_white_where_to_edit_and_fits_the_image(image_folder: Path) -> None:
     mask = Image.new("L", (40, 20), 3)
     mask.paste(255, (20, 0, 40, 20))
-    mask.save(folder / "m.png")
-    read = read_mask(folder / "m.png", (10, 20))
+    mask.save(image_folder / "m.png")
+    read = read_mask(image_folder / "m.png", (10, 20))
     assert read.shape == (1, 10, 20)
     assert (read[..., :9] == 0).all()
     torch.testing.assert_close(read[..., 11:], torch.ones(1, 10, 9))
     with pytest.raises(UserError, match="a mask of 40 x 20 pixels for an image of 8 x 8"):
-        read_mask(folder / "m.png", (8, 8))
+        read_mask(image_folder / "m.png", (8, 8))
     with pytest.raises(UserError, match="a mask of 40 x 20"):
-        make_batches(plan(str(folder / "c.png"), mask=str(folder / "m.png")), 1, None)
+        make_batches(plan(str(image_folder / "c.png"), mask=str(image_folder / "m.png")), 1, None)
 
 
-def test_a_request_is_identified_by_what_its_files_hold(folder: Path) -> None:
-    (first,) = plan(str(folder / "a.png"), mask=str(folder / "m.png"))
+def test_a_request_is_identified_by_what_its_files_hold(image_folder: Path) -> None:
+    (first,) = plan(str(image_folder / "a.png"), mask=str(image_folder / "m.png"))
     known = first.digest()
-    (folder / "m.png").rename(folder / "n.png")
-    moved = replace(first, mask=str(folder / "n.png"))
+    (image_folder / "m.png").rename(image_folder / "n.png")
+    moved = replace(first, mask=str(image_folder / "n.png"))
     assert moved.digest() == known
     changes = ({"source": "x"}, {"target": "x"}, {"seed": 1}, {"mask": None}, {"mask": "auto"})
     assert len({known, *(replace(moved, **change).digest() for change in changes)}) == 6
-    Image.new("L", (20, 10), 0).save(folder / "n.png")  # the same name, another mask
+    Image.new("L", (20, 10), 0).save(image_folder / "n.png")  # the same name, another mask
     assert moved.digest() != known
-    Image.new("L", (20, 10), 255).save(folder / "n.png")
+    Image.new("L", (20, 10), 255).save(image_folder / "n.png")
     assert moved.digest() == known
-    Image.new("RGB", (20, 10), "blue").save(folder / "a.png")
+    Image.new("RGB", (20, 10), "blue").save(image_folder / "a.png")
     assert moved.digest() != known
 
 
-def test_no_file_of_a_result_is_one_of_another(folder: Path) -> None:
+def test_no_file_of_a_result_is_one_of_another(image_folder: Path) -> None:
     for name in ("a_steps", "a_mask", "a_before_after", "before_after"):
-        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
-    names = [edit.name for edit in plan(str(folder))]
+        Image.new("RGB", (8, 8)).save(image_folder / f"{name}.png")
+    names = [edit.name for edit in plan(str(image_folder))]
     written = [f"{name}{part}".casefold() for name in names for part in ("", "_steps", "_mask", "_before_after")]
     assert len(set(written) | {"before_after"}) == len(written) + 1
 
 
-def test_names_fit_a_file_system_with_all_their_endings(folder: Path) -> None:
-    long = folder / f"{'é' * 123}.png"
+def test_names_fit_a_file_system_with_all_their_endings(image_folder: Path) -> None:
+    long = image_folder / f"{'é' * 123}.png"
     Image.new("RGB", (8, 8)).save(long)
     names = [edit.name for edit in plan(str(long), target=["a lion " * 20, "a lion " * 21, "a dog"])]
     assert len(set(names)) == 3

@@ -416,8 +416,7 @@ class CheckpointTeacher(TeacherFiles):
 
     pipeline: Text | None = None
     dtype: Dtype
-    max_tokens: MaxTokens | None = None  # of conf/teacher: translators have their own, and no use for a shift
-    shift: Rate | None = None
+    max_tokens: MaxTokens | None = None  # of conf/teacher: translators have their own
     quantization: Quantization | None = None
     editing: Editing | None = None
 
@@ -917,15 +916,15 @@ def check_channels(translator: Section) -> Problems:
 
 
 def check_offload(teacher: Section) -> Problems:
-    if getattr(teacher, "offload", None) and teacher.quantization not in (None, "fp8"):  # type: ignore[attr-defined]
-        yield "teacher.offload", f"is not for teacher.quantization={teacher.quantization}; take fp8, or one of both"  # type: ignore[attr-defined]
+    if isinstance(teacher, TeacherConfig) and teacher.offload and teacher.quantization not in (None, "fp8"):
+        yield "teacher.offload", f"is not for teacher.quantization={teacher.quantization}; take fp8, or one of both"
 
 
-def check_teacher_as_translator(teacher: Section, translator: Section) -> Problems:
+def check_teacher_as_translator(teacher: TeacherConfig, translator: Section) -> Problems:
     """What a translator can do with the teacher's own weights."""
-    if isinstance(translator, LoRATranslator) and getattr(teacher, "offload", None):
+    if isinstance(translator, LoRATranslator) and teacher.offload:
         yield "teacher.offload", "the adapters of translator=lora would move with its blocks; take teacher.quantization=nf4"
-    if isinstance(translator, TeacherInitTranslator) and getattr(teacher, "quantization", None):
+    if isinstance(translator, TeacherInitTranslator) and teacher.quantization:
         yield (
             "teacher.quantization",
             "translator=teacher_init begins as a copy in full precision; take null or translator=lora",

@@ -50,7 +50,7 @@ from dds_train.diffusion.teacher import Teacher
 from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.losses import needs_null
 from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.runs.digest import cached_by_file, digest, file_digest
 
 CRITTERS = Path(__file__).parents[1] / "critters"
@@ -371,7 +371,7 @@ class DiffusionCheckpoint:
         except UserError:
             raise
         except Exception as error:  # whatever the two libraries raise for files that they cannot read
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise self._refusal(f"{part} does not load: {reason}", part) from error
         for wrong, problem in (
             ("missing_keys", "lacks"),

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 
 # Names of vectors for one text encoder of several -> the ends of its and its tokenizer's names.
 ENCODERS = {"clip_l": "", "clip_g": "_2", "t5": "_2"}
@@ -38,7 +38,7 @@ def add_embeddings(pipeline: Any, files: Sequence[tuple[str | None, Path]]) -> N
                         vectors, token=token or named or path.stem, text_encoder=encoder, tokenizer=tokenizer
                     )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"teacher.embeddings={path}: {reason}") from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 
 NAME = "file"  # of the adapters, while they are loaded
 
@@ -71,6 +71,6 @@ def fuse(pipeline: Any, parts: Collection[str], files: Sequence[tuple[Path, floa
 
 
 def _refusal(path: Path, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     reason = reason if len(reason) < 200 else f"{reason[:200]}..."  # peft names all layers
     return UserError(f"teacher.lora={path}: does not fit this teacher: {reason}")

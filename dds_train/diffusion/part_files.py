@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.runs.digest import cached_by_file
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -123,7 +123,7 @@ def _file_digests(path: Path) -> dict[str, list[str]]:
     try:
         return tensor_digests(_tensors(path))
     except Exception as error:  # whatever the two readers raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"teacher: {path} cannot be read: {reason}") from error
 
 

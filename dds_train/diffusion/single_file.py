@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, T5EncoderModel
 
 from dds_train.diffusion.location import SINGLE_FILES
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 
 DENOISER = "model.diffusion_model."
 VAES = ("first_stage_model.", "vae.")
@@ -54,7 +54,7 @@ class SingleFile:
             weights: dict[str, Tensor] = load_single_file_checkpoint(str(self.path))
         except Exception as error:  # whatever the two readers raise
             remedy = "" if self.path.suffix == ".safetensors" else "; give it as .safetensors, which every model page has"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{self.key}={self.path}: cannot be read: {reason}{remedy}") from error
         if any(name.endswith(SCALED) for name in weights):
             raise UserError(f"{self.key}={self.path}: its weights are quantized (scaled fp8); give them in half precision")
@@ -128,7 +128,7 @@ class SingleFile:
         try:
             network, info = self.load(part, of, folder, self.widest)
         except Exception as error:  # of diffusers' loaders
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{self.key}={self.path}: {part} does not load: {reason}") from error
         if info["missing_keys"]:
             raise UserError(f"{self.key}={self.path}: {part} lacks weights, such as {info['missing_keys'][0]}")

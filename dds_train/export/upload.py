@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.runs.record import RECORD
 
 LOCAL = [".*", RECORD]  # locks, and a record with paths of this machine
@@ -23,5 +23,5 @@ def upload(folder: Path, repository: str) -> str:
         HfApi().create_repo(repository, exist_ok=True)
         return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=LOCAL))
     except Exception as error:  # whatever the hub's client raises when it cannot deliver
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"push={repository}: the hub did not take {folder} ({reason}); log in with: hf auth login") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.images.find import FORMATS, HAS_HEIC
 from dds_train.runs.files import atomic_write
 
@@ -109,8 +109,7 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[tuple[ImageFile.I
         raise
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
-        lines = str(error).splitlines() or [type(error).__name__]
-        problem = f"cannot be read ({reason})" if reason else f"not a readable image ({lines[0]})"
+        problem = f"cannot be read ({reason})" if reason else f"not a readable image ({first_line(error)})"
         raise UserError(f"{name}: {problem}") from error
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from dds_train import __version__
 from dds_train.diffusion import Additions, DiffusionCheckpoint
 from dds_train.diffusion.families import Family
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.runs.digest import file_digest
 from dds_train.runs.files import atomic_write
 from dds_train.translator.kinds import make_translator
@@ -212,7 +212,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         result: dict[str, torch.Tensor] = load_file(path / WEIGHTS)
     except Exception as error:  # the reader has no public error type
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"ckpt={path}: {WEIGHTS} cannot be read: {reason}") from error
     if file_digest(path / WEIGHTS) != _read_json(path).get(CHECKSUM):
         raise UserError(
@@ -276,7 +276,7 @@ def _is_whole(path: Path, size: int, mtime_ns: int) -> bool:
 
 
 def _corrupted(path: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return UserError(f"ckpt={path}: corrupted, or not a translator of dds_train: {reason}")
 
 
