@@ -1,5 +1,6 @@
 """Tiny teachers with random weights, in the shape of Stable Diffusion's folders."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,3 +93,9 @@ def image_folder(tmp_path: Path) -> Path:
         Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
     Image.new("L", (20, 10), 255).save(tmp_path / "m.png")
     return tmp_path
+
+
+@pytest.fixture
+def model_dir(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a tiny teacher, to change."""
+    return shutil.copytree(tiny("epsilon"), tmp_path / "teacher")
