@@ -1,8 +1,11 @@
 """The command line, as a user types it."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,28 @@ def environment(cwd: Path) -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if name != "DDS_RUN_STAMP"}, **own}
 
 
-def run(*argv: object, cwd: Path, code: int = 0, start: tuple[object, ...] = ("-m", "dds_train")) -> str:
-    command = [sys.executable, *map(str, (*start, *argv))]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(cwd))
-    assert result.returncode == code, result.stdout + result.stderr
-    return result.stdout + result.stderr
+@cache
+def prefork() -> "subprocess.Popen[str]":
+    """One for each process of pytest; it ends with that process, at the end of its stdin."""
+    command = [sys.executable, Path(__file__).with_name("prefork.py")]
+    return subprocess.Popen(command, env=environment(Path()), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(*argv: object, cwd: Path, code: int = 0, start: tuple[object, ...] = ()) -> str:
+    """Run a command to its end and return what it printed; ``start`` names another program, such as torchrun."""
+    if start:
+        command = [sys.executable, *map(str, (*start, *argv))]
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=environment(cwd)
+        )
+        status, printed = result.returncode, result.stdout
+    else:
+        with tempfile.NamedTemporaryFile("r") as output:
+            job = {"argv": [*map(str, argv)], "cwd": str(cwd), "environment": environment(cwd), "output": output.name}
+            print(json.dumps(job), file=prefork().stdin, flush=True)
+            status, printed = int(prefork().stdout.readline()), output.read()
+    assert status == code, printed
+    return printed
 
 
 def fit_arguments(teacher: Path, *more: object) -> tuple[object, ...]:

@@ -225,12 +225,13 @@ def test_the_users_own_images(tiny: Callable[[str], Path], tmp_path: Path, odd_i
 
 
 def test_the_collapse_is_noticed(tmp_path: Path) -> None:
-    """Without a warm-up, at a high guidance scale, the translator makes one lion of all cats, as the paper's authors report."""
+    """Without a warm-up, at a high guidance scale, the translator makes one lion of all cats, as the paper's authors report:
+    diversity falls from the first step on, below 0.8 after about 250."""
     no_warm_up = ("guidance.fraction=0", "guidance.end=7.5", "trainer.max_steps=2000", "data.count=128", "data.steps=8")
-    watch = ("sentinels.action=stop", "sentinels.after=0.05", "sentinels.ranges.diversity=[0.6,10]")
+    watch = ("sentinels.action=stop", "sentinels.after=0.05", "sentinels.ranges.diversity=[0.8,10]")
     printed = run("fit", "+experiment=cat2lion", *no_warm_up, *watch, "output_dir=run", cwd=tmp_path, code=2)
     assert "stopped by a sentinel" in printed
-    assert "diversity is 0.5" in printed
+    assert "diversity is 0.7" in printed
     assert "collapse" in printed
     assert "Traceback" not in printed
 

@@ -139,7 +139,7 @@ def test_a_translator_goes_to_the_hub_with_its_card(translator: Translator, phot
         refused = push(hub.url, "hf_wrong")
         done = push(hub.url, TOKEN)
     assert refused.returncode == 2
-    assert "push=me/lions: the hub did not take out" in refused.stderr
+    assert f"push=me/lions: the hub did not take {tmp_path / 'out'}" in refused.stderr
     assert "log in" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert done.returncode == 0, done.stderr

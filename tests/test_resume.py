@@ -1,5 +1,6 @@
 """Runs into one folder: the same again, with other settings, killed half-way, and several at once."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,8 +18,10 @@ from shell import environment, fit, fit_arguments, run
 
 from dds_train.critters.render import render
 from dds_train.critters.world import critter
+from dds_train.runs.digest import file_digest
 from dds_train.runs.files import is_alive
 from dds_train.translator import Task
+from dds_train.translator.files import CHECKSUM
 
 pytestmark = pytest.mark.slow
 
@@ -148,6 +151,10 @@ def test_translators_and_teachers_are_known_by_their_weights(world: Path, tiny: 
         kept, stat = file.read_bytes(), file.stat()
         file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        if key == "ckpt=":  # another translator, not a damaged copy of the same
+            assert "is damaged" in run(*moved, cwd=world, code=2)
+            config = file.with_name("config.json")
+            config.write_text(json.dumps({**json.loads(config.read_text()), CHECKSUM: file_digest(file)}))
         printed = run(*moved, cwd=world, code=2)
         assert "holds a run with other settings" in printed
         assert key in printed

@@ -260,8 +260,8 @@ class DiffusionCheckpoint:
             with init_empty_weights():  # diffusers' loaders look at it
                 network = family.network.from_config(family.network.load_config(self._source(family.denoiser)[0]))
             fuse(self._pipeline_of({**parts, family.denoiser: network}), list(parts), self.additions.lora_files())
-        # Stable Diffusion 3 without T5 asks its denoiser for the width of prompts.
-        setattr(pipeline, family.denoiser, SimpleNamespace(config=FrozenDict(self._config(family.denoiser))))
+        if self._config_folder(family.denoiser).is_dir():  # Stable Diffusion 3 without T5 asks it for the width of prompts
+            setattr(pipeline, family.denoiser, SimpleNamespace(config=FrozenDict(self._config(family.denoiser))))
         return TextEncoder(pipeline, family, self.device, self.dtype, self.max_tokens)
 
     def _pipeline_of(self, parts: Mapping[str, Any]) -> Any:
