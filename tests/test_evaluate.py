@@ -16,6 +16,7 @@ from shell import PROMPTS, run
 from torch import Tensor
 
 from dds_train.cli.conf import CONF
+from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.render import render
 from dds_train.critters.world import critter
@@ -46,8 +47,19 @@ def test_critters_have_an_exact_ground_truth() -> None:
     assert len({json.dumps(item.identity) for item in items}) == 3
 
 
+def test_prompts_of_critters_take_their_captions() -> None:
+    edit: Any = ({"species": "cat", "hat": True}, {"species": "lion"})
+    for swap, word in (({}, "lion"), ({"cat": "tiger"}, "tiger")):
+        (item,) = critter_items(1, *edit, "{caption}", "{caption}", swap)
+        assert item.critter is not None
+        assert item.source == full_caption(item.critter)
+        assert item.target == item.source.replace(" cat ", f" {word} ")
+    with pytest.raises(UserError, match=r"has none of the words of swap \(dog\)"):
+        critter_items(1, *edit, "{caption}", "{caption}", {"dog": "lion"})
+
+
 def test_settings_are_chosen_on_the_critters_that_validation_uses() -> None:
-    (item,) = critter_items(1, {"species": "cat"}, {"species": "lion"}, "a cat", "a lion", "validation")
+    (item,) = critter_items(1, {"species": "cat"}, {"species": "lion"}, "a cat", "a lion", split="validation")
     assert item.critter == critter(30_000_000, species="cat")
 
 

@@ -20,8 +20,8 @@ from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 from dds_train.evaluation.configured import REFERENCES, ConfiguredMethod, configured_methods, curves, run_names
 from dds_train.methods import METHODS, MethodContext
-from dds_train.methods.registry import NEGATIVE
-from dds_train.translator import Task
+from dds_train.methods.registry import NEGATIVE, instructions
+from dds_train.translator import Task, read_config
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "optimize": {"lr": 0.1, "guidance": 2.0, "t_range": (50, 900), "steps": 2},
@@ -116,9 +116,26 @@ def test_unknown_names_are_refused_before_anything_is_loaded(options: Any, names
 def test_a_translator_without_the_task_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     ckpt = export_random(tmp_path / "run" / "translator", tiny("epsilon"), {"lion": Task("a cat", "a lion", "lion")}, std=0.05)
     method = configured_methods({}, [], USUAL, [str(ckpt)])["translator run"]
-    method.check_targets(["a lion"])
-    with pytest.raises(UserError, match="translator run: no task with target 'a dog'"):
-        method.check_targets(["a lion", "a dog"])
+    method.check_edits([("a cat", "a lion")])
+    with pytest.raises(UserError, match="translator run: no task makes 'a dog' of 'a cat'"):
+        method.check_edits([("a cat", "a lion"), ("a cat", "a dog")])
+
+
+def test_tasks_on_captions_make_the_edits_of_their_words(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    tasks = {
+        "lion": Task("{caption}", "{caption}", "to a lion", {"cat": "lion"}),
+        "dog": Task("a cat", "a dog", "to a dog"),
+    }
+    ckpt = export_random(tmp_path / "run" / "translator", tiny("epsilon"), tasks, std=0.05)
+    config = read_config(ckpt)
+    edits = [("a gray cat", "a gray lion"), ("a cat", "a lion"), ("a pig", "a dog")]
+    assert list(instructions(config, edits).values()) == ["to a lion", "to a lion", "to a dog"]
+    assert set(instructions(config, edits, "dog").values()) == {"to a dog"}
+    with pytest.raises(ValueError, match="no task makes 'a gray bear' of 'a gray cat'; take task=NAME, one of its lion "):
+        instructions(config, [("a gray cat", "a gray bear")])
+    named = configured_methods({}, [], USUAL, [str(ckpt)], task="cow")["translator run"]
+    with pytest.raises(UserError, match="task=cow: the tasks of this translator are lion, dog"):
+        named.check_edits(edits)
 
 
 def test_methods_that_differ_in_strength_or_steps_are_one_curve() -> None:

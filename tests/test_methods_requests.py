@@ -1,6 +1,7 @@
 """Edit requests: names, masks and batches."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,29 @@ def test_csv_and_jsonl_say_the_same(image_folder: Path) -> None:
         "a-a-dog-asleep", image_folder / "a.png", "a cat", "a dog, asleep", str(image_folder / "m.png"), 7
     )
     assert second == EditRequest("b-a-lion", image_folder / "b.png", "a cat", "a lion", "auto", 3)
+
+
+def test_prompts_take_the_captions_of_images(image_folder: Path) -> None:
+    (image_folder / "a.txt").write_text("a gray cat, asleep")
+    (image_folder / "metadata.csv").write_text("file_name,text\nb.png,a cat in a category\nc.png,a cat\n")
+    captions = {"source": "{caption}", "target": "{caption} here", "swap": {"cat": "lion", "gray cat": "golden cat"}}
+    files = [str(image_folder / name) for name in ("a.png", "b.png")]
+    prompts = [("a gray cat, asleep", "a golden cat, asleep here"), ("a cat in a category", "a lion in a category here")]
+    assert [(one.source, one.target) for one in plan(files, **captions)] == prompts
+    table = image_folder / "e.csv"
+    table.write_text("image,source,target,caption\na.png,,,a cat\nb.png,a dog,a bear,\nc.png,,{caption}!,\n")
+    listed = [(one.source, one.target) for one in plan(str(table), **captions)]
+    assert listed == [("a cat", "a lion here"), ("a dog", "a bear"), ("a cat", "a lion!")]
+
+
+def test_captions_that_make_no_edit_are_named(image_folder: Path) -> None:
+    (image_folder / "a.txt").write_text("a dog")
+    captions = {"source": "{caption}", "target": "{caption}"}
+    for swap, message in (({"cat": "lion"}, "'a dog' has none of the words of swap (cat)"), ({}, "needs words to swap")):
+        with pytest.raises(UserError, match=re.escape(message)):
+            plan(str(image_folder / "a.png"), **captions, swap=swap)
+    with pytest.raises(UserError, match=r"b\.png: no caption, .* write b\.txt beside it"):
+        plan(str(image_folder / "b.png"), **captions, swap={"cat": "lion"})
 
 
 def test_names_tell_edits_apart(image_folder: Path) -> None:

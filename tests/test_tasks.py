@@ -20,7 +20,7 @@ from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.distillation import Prompt
 from dds_train.errors import UserError
 from dds_train.training.memory import PeakMemory
-from dds_train.training.tasks import TaskBank
+from dds_train.training.tasks import TaskBank, check_captions
 from dds_train.training.validation import CritterValidation
 from dds_train.translator import Task, TranslatorConfig, all_prompts, make_tasks
 
@@ -30,6 +30,24 @@ THREE = {name: Task("a cat", f"a {name}", f"to a {name}") for name in ("lion", "
 @pytest.fixture
 def text(tiny: Callable[[str], Path]) -> Any:
     return DiffusionCheckpoint(str(tiny("epsilon"))).text_encoder()
+
+
+def test_words_are_swapped_all_at_once_and_longer_ones_first() -> None:
+    task = Task("{caption}", "{caption}!", "x", {"cat": "cat with a hat", "big cat": r"lion\1", "hat": "cap"})
+    assert task.filled("a cat, a big cat, a hat, a category") == (
+        "a cat, a big cat, a hat, a category",
+        r"a cat with a hat, a lion\1, a cap, a category!",
+    )
+
+
+def test_captions_without_a_word_to_swap_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = {"lion": Task("{caption}", "{caption}", "x", {"cat": "lion"}), "dog": Task("a cat", "a dog", "y")}
+    check_captions(tasks, ["a cat", "two cats"])
+    assert "1 of 2 captions have no word of tasks.lion.swap (cat)" in capsys.readouterr().out
+    check_captions(tasks, ["a cat", "my cat"])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"2 of 2 captions have no word of tasks.lion.swap \(cat\), such as 'two cats'"):
+        check_captions(tasks, ["two cats", "a dog"])
 
 
 def bank(text: Any, tasks: dict[str, Task], captions: tuple[str, ...] = ()) -> TaskBank:

@@ -764,6 +764,7 @@ class OptimizeConfig(Section):
     image: EditPaths
     source: Text | None
     target: Texts | None
+    swap: dict[str, Text]
     batch_size: Positive
     steps: Positive
     guidance: AtLeastZero
@@ -794,6 +795,8 @@ class EvaluateConfig(Section):
     critters: CrittersConfig
     source: Text
     target: Text
+    swap: dict[str, Text]
+    task: Text | None
     methods: list[Text] | None
     ckpt: Checkpoints | None
     strengths: Annotated[list[Share], Field(min_length=1)]

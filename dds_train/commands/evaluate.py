@@ -24,12 +24,13 @@ def run(config: EvaluateConfig) -> None:
         optimization={key: getattr(config, key) for key in ("steps", "lr", "guidance", "t_range")},
         ckpts=[config.ckpt] if isinstance(config.ckpt, str) else config.ckpt or [],
         strengths=config.strengths,
+        task=config.task,
         step_counts=config.step_counts,
     )
     items = find_items(config)
     prompts = [prompt for item in items for prompt in (item.source, item.target)]
     for method in methods.values():
-        method.check_targets(list(dict.fromkeys(item.target for item in items)))
+        method.check_edits(list(dict.fromkeys((item.source, item.target) for item in items)))
     references = [] if config.targets is None else [path for _, path in find_inputs(config.targets, output_dir)]
     if config.targets is not None and min(len(references), len(items)) < 2:
         raise UserError(f"targets={config.targets}: FID and KID need at least two images on each side")
@@ -47,7 +48,7 @@ def run(config: EvaluateConfig) -> None:
     settings = {
         "teacher": teacher.digest(),
         "dtype": teacher.precision,
-        **{key: getattr(config, key) for key in ("seed", "max_side", "source", "target")},
+        **{key: getattr(config, key) for key in ("seed", "max_side", "source", "target", "swap")},
         **({"critters": config.critters.model_dump(exclude={"count"})} if config.image is None else {}),
         "methods": {name: method.identity() for name, method in methods.items()},
     }
@@ -69,5 +70,6 @@ def run(config: EvaluateConfig) -> None:
 def find_items(config: EvaluateConfig) -> list[EvaluationItem]:
     if config.image is None:
         critters = config.critters
-        return critter_items(critters.count, critters.source, critters.edit, config.source, config.target, critters.split)
-    return image_items(config.image, config.source, config.target, config.max_side, config.output_dir)
+        prompts = (config.source, config.target, config.swap)
+        return critter_items(critters.count, critters.source, critters.edit, *prompts, split=critters.split)
+    return image_items(config.image, config.source, config.target, config.max_side, config.output_dir, config.swap)

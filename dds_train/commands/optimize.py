@@ -27,7 +27,7 @@ def run(config: OptimizeConfig) -> None:
         raise UserError("trajectory=[mp4] needs ffmpeg: pip install imageio imageio-ffmpeg, or take trajectory=[gif]")
     with Record(config.output_dir, "optimize") as record:
         folder, checkpoint = record.folder, make_checkpoint(config.teacher, find_device(config.device))
-        requests = plan_edits(config.image, config.source, config.target, config.mask, config.seed, folder)
+        requests = plan_edits(config.image, config.source, config.target, config.mask, config.seed, folder, config.swap)
         keys = {request: request.digest() for request in requests}
         todo = [request for request in requests if not record.is_done(request.name, keys[request])]
         record.check_origins({request.name: request.image for request in todo})

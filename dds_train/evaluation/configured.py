@@ -48,10 +48,10 @@ class ConfiguredMethod:
             if key not in known:
                 raise ValueError(f"loss {name} has no option {key}; it takes {', '.join(known)}")
 
-    def check_targets(self, targets: Sequence[str]) -> None:
-        """Raises UserError if it is a translator without a task for one of these prompts."""
+    def check_edits(self, edits: Sequence[tuple[str, str]]) -> None:
+        """Raises UserError if it is a translator without a task for one of these pairs of source and target prompt."""
         if self.kind == "translator":
-            self._named(lambda: instructions(read_config(Path(self.options["ckpt"])), targets))
+            self._named(lambda: instructions(read_config(Path(self.options["ckpt"])), edits, self.options.get("task")))
 
     def build(self, context: MethodContext) -> Method:
         """Raises UserError for options with values that its kind refuses."""
@@ -77,6 +77,7 @@ def configured_methods(
     optimization: Mapping[str, Any],
     ckpts: Sequence[str] = (),
     strengths: Sequence[float] = (1.0,),
+    task: str | None = None,
     step_counts: Sequence[int] = (),
 ) -> dict[str, ConfiguredMethod]:
     """The references, the methods of `names`, and the translators, by name.
@@ -85,7 +86,7 @@ def configured_methods(
         options: by name: kind ("optimize" by default) and options.
         names: None for all.
         optimization: options of methods of kind "optimize" that do not have them.
-        ckpts: translators; strengths: each at these.
+        ckpts: translators; strengths: each at these; task: the name of theirs, None for the one that makes the edit asked for.
         step_counts: methods of kind "optimize" also after so many steps.
 
     Raises:
@@ -108,7 +109,8 @@ def configured_methods(
     for ckpt, run_name in run_names(ckpts).items():
         for strength in strengths:
             name = f"translator {run_name}" + ("" if list(strengths) == [1] else f", strength {strength:g}")
-            methods[name] = ConfiguredMethod(name, "translator", {"ckpt": ckpt, "strength": strength})
+            own = {"ckpt": ckpt, "strength": strength, **({} if task is None else {"task": task})}
+            methods[name] = ConfiguredMethod(name, "translator", own)
     return methods
 
 

@@ -12,12 +12,15 @@ from dds_train.critters.dataset import to_tensor
 from dds_train.critters.world import SPLITS, Critter, counterfactuals
 from dds_train.errors import UserError
 from dds_train.evaluation.pie_bench import is_pie_bench, read_pie_bench
+from dds_train.images.captions import CaptionFiles
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.files import rounded
 from dds_train.images.find import find_inputs
 from dds_train.images.input_image import read_input_image
 from dds_train.images.mask_image import read_mask
+from dds_train.methods.prompts import CaptionedPrompts
 from dds_train.runs.digest import file_digest
+from dds_train.translator.task import CAPTION
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,21 @@ class EvaluationItem:
 
 
 def critter_items(
-    count: int, attributes: Mapping[str, Any], changes: Mapping[str, Any], source: str, target: str, split: str = "evaluation"
+    count: int,
+    attributes: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    source: str,
+    target: str,
+    swap: Mapping[str, str] | None = None,
+    split: str = "evaluation",
 ) -> list[EvaluationItem]:
     """Critters that no model is trained on.
 
     Args:
         attributes: of all sources, e.g. ``{"species": "cat"}``; None is no restriction.
         changes: attributes that the edit sets, e.g. ``{"species": "lion"}``; None is no change.
-        source, target: prompts.
+        source, target: prompts; {caption} in them is the full caption of the critter.
+        swap: words of it, and what stands for them in the target; without any, the target has the caption of the ground truth.
         split: one of `SPLITS`: choose settings on "validation", report results on "evaluation".
 
     Raises:
@@ -68,7 +78,10 @@ def critter_items(
         raise UserError(f"critters: {error}") from error
 
     def item(number: int, before: Critter, after: Critter) -> EvaluationItem:
-        name = f"{number:04d} {full_caption(before).removeprefix('a photo of ')}"
+        caption = full_caption(before)
+        name = f"{number:04d} {caption.removeprefix('a photo of ')}"
+        own_target = target if swap else target.replace(CAPTION, full_caption(after))
+        prompts = CaptionedPrompts(lambda image: caption, swap or {})(Path(name), source, own_target)
 
         def load() -> ItemImages:
             return ItemImages(to_tensor(before)[None], truth=to_tensor(after)[None])
@@ -76,11 +89,10 @@ def critter_items(
         height, width = to_tensor(before).shape[-2:]
         return EvaluationItem(
             name,
-            source,
-            target,
+            *prompts,
             (height, width),
             load,
-            identity=[asdict(before), asdict(after), source, target],
+            identity=[asdict(before), asdict(after), *prompts],
             has_truth=True,
             critter=before,
             changes=changes,
@@ -90,13 +102,19 @@ def critter_items(
 
 
 def image_items(
-    images: str | Sequence[str], source: str, target: str, max_side: int | None, output_dir: str | Path
+    images: str | Sequence[str],
+    source: str,
+    target: str,
+    max_side: int | None,
+    output_dir: str | Path,
+    swap: Mapping[str, str] | None = None,
 ) -> list[EvaluationItem]:
     """Images of the user: files, folders, patterns, a list of edits or PIE-Bench's folder. Each is read once, so that one that
     cannot be read is named before any work is done.
 
     Args:
-        source, target: prompts, for images without their own.
+        source, target: prompts, for images without their own; {caption} in them is that of the image (`CaptionFiles`).
+        swap: words of captions, and what stands for them in the target.
         max_side: images are scaled down to this many pixels on the longer side.
         output_dir: images in it are not inputs.
 
@@ -106,13 +124,16 @@ def image_items(
     if is_pie_bench(images):
         return pie_bench_items(images, max_side)
     if is_edit_list(images):
-        return edit_list_items(images, source, target, max_side)
-    return [image_item(name, path, source, target, max_side) for name, path in find_inputs(images, output_dir)]
+        return edit_list_items(images, source, target, max_side, swap or {})
+    found = find_inputs(images, output_dir)
+    prompts = CaptionedPrompts(CaptionFiles([path for _, path in found], images), swap or {})
+    return [image_item(name, path, *prompts(path, source, target), max_side) for name, path in found]
 
 
-def edit_list_items(path: str, source: str, target: str, max_side: int | None) -> list[EvaluationItem]:
-    items = []
-    for number, line in enumerate(read_edit_list(path)):
+def edit_list_items(path: str, source: str, target: str, max_side: int | None, swap: Mapping[str, str]) -> list[EvaluationItem]:
+    items, lines = [], read_edit_list(path)
+    prompts = CaptionedPrompts(CaptionFiles([line.image for line in lines], path), swap)
+    for number, line in enumerate(lines):
         targets = line.target or (target,)
         for which, own_target in enumerate(targets):
             name = f"{number:04d} {line.image.stem}" + (f" {which}" if len(targets) > 1 else "")
@@ -122,7 +143,8 @@ def edit_list_items(path: str, source: str, target: str, max_side: int | None) -
                 raise UserError(
                     f"image={path}: {line.image.name} has one ground truth and {len(targets)} targets; write a line for each"
                 )
-            items.append(image_item(name, line.image, line.source or source, own_target, max_side, mask, truth))
+            own = prompts(line.image, line.source or source, own_target, line.caption)
+            items.append(image_item(name, line.image, *own, max_side, mask, truth))
     return items
 
 

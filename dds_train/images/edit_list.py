@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from dds_train.errors import UserError
 from dds_train.images.table_file import read_table
 
-COLUMNS = ("image", "source", "target", "mask", "seed", "truth")
+COLUMNS = ("image", "source", "target", "caption", "mask", "seed", "truth")
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json")
 SEEDS = range(2**32)
 
@@ -20,6 +20,7 @@ class EditListRow:
     image: Path
     source: str | None = None
     target: tuple[str, ...] | None = None  # prompts of one or several edits of the image
+    caption: str | None = None  # what {caption} in a prompt stands for
     mask: str | None = None  # a path, or "auto"
     seed: int | None = None
     truth: str | None = None  # path of the ground truth of the edit, for metrics alone
@@ -39,8 +40,8 @@ def edit_list_path(spec: str | Path) -> Path | None:
 def read_edit_list(spec: str | Path) -> list[EditListRow]:
     """Rows of a table file (see `read_table`), or of edits.csv, edits.jsonl and so on in a folder.
 
-    The columns are image and, optionally, source, target (in JSON also a list), mask, seed and truth. Paths are relative to
-    the file; ~ is the home folder.
+    The columns are image and, optionally, source, target (in JSON also a list), caption, mask, seed and truth. Paths are
+    relative to the file; ~ is the home folder.
 
     Raises:
         UserError: naming file and line, for unknown columns, missing files, and what cannot be parsed.
@@ -66,19 +67,20 @@ def parse_row(path: Path, number: int, fields: dict[str, Any]) -> EditListRow:
         raise invalid(f"{column}={cell!r}: no such file{remedy}")
 
     # A number that is none, as text; as a prompt it may be a word.
-    fields = {name: cell for name, cell in fields.items() if cell != "nan" or name in ("source", "target")}
+    fields = {name: cell for name, cell in fields.items() if cell != "nan" or name in ("source", "target", "caption")}
     unknown = [str(name) for name in fields if name not in COLUMNS]
     if unknown:
         raise invalid(f"unknown column {', '.join(unknown)}; the columns are {', '.join(COLUMNS)}")
-    _, source, target, mask, seed, _ = (fields.get(name) for name in COLUMNS)
+    _, source, target, caption, mask, seed, _ = (fields.get(name) for name in COLUMNS)
     image, truth = file("image"), file("truth")
     if image is None:
         raise invalid("no image")
     targets = [target] if isinstance(target, str) else target
     if targets is not None and not (isinstance(targets, list) and targets and all(isinstance(one, str) for one in targets)):
         raise invalid(f"target={target!r}: give a prompt, or a list of prompts")
-    if source is not None and not isinstance(source, str):
-        raise invalid(f"source={source!r}: give a prompt")
+    for name, text in (("source", source), ("caption", caption)):
+        if text is not None and not isinstance(text, str):
+            raise invalid(f"{name}={text!r}: give a prompt")
     if mask != "auto":
         mask = file("mask", "; give one, or auto")
     try:
@@ -91,6 +93,7 @@ def parse_row(path: Path, number: int, fields: dict[str, Any]) -> EditListRow:
         image=image,
         source=source,
         target=None if targets is None else tuple(targets),
+        caption=caption,
         mask=None if mask is None else str(mask),
         seed=None if value is None else int(value),
         truth=None if truth is None else str(truth),

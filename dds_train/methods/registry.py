@@ -135,35 +135,49 @@ def ddim_inversion(context: MethodContext, *, steps: int = 50, guidance: float =
     return _in_latent_space(context, edit)
 
 
-def translator(context: MethodContext, *, ckpt: str, strength: float = 1.0) -> Method:
-    """A trained translator, at the task whose target prompt is that of the image.
+def translator(context: MethodContext, *, ckpt: str, strength: float = 1.0, task: str | None = None) -> Method:
+    """A trained translator.
 
     Args:
         ckpt: a checkpoint or an exported folder.
+        task: name of its task; None for the one that makes an image's edit (`instructions`).
     """
     context.checkpoint.embedded(task.instruction for task in read_config(Path(ckpt)).tasks.values())
     network, config = load_translator(Path(ckpt), context.checkpoint)
     network.to(context.checkpoint.device)
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
-        by_target = instructions(config, targets)
-        table = context.checkpoint.embedded(by_target.values())
-        return translate_latents(network, z, table.embed(by_target[target] for target in targets), strength)
+        edits = list(zip(sources, targets, strict=True))
+        chosen = instructions(config, edits, task)
+        table = context.checkpoint.embedded(chosen.values())
+        return translate_latents(network, z, table.embed(chosen[one] for one in edits), strength)
 
     return _in_latent_space(context, edit, context.checkpoint.autoencoder().factor * network.stride)
 
 
-def instructions(config: TranslatorConfig, targets: Sequence[str]) -> dict[str, str]:
-    """Instructions by target prompt.
+def instructions(
+    config: TranslatorConfig, edits: Sequence[tuple[str, str]], task: str | None = None
+) -> dict[tuple[str, str], str]:
+    """A translator's instructions for edits, by source and target prompt.
+
+    Args:
+        task: name of the task for all; None for the first that makes this target of this source: a task on captions takes the
+            source as the caption.
 
     Raises:
-        ValueError: if no task has one of `targets`.
+        UserError: if it has no such task.
+        ValueError: if no task makes one of `edits`.
     """
-    known = {task.target: task.instruction for task in config.tasks.values()}
-    unknown = [target for target in targets if target not in known]
-    if unknown:
-        raise ValueError(f"no task with target {unknown[0]!r}; its targets are {', '.join(map(repr, known))}")
-    return known
+    if task is not None:
+        return dict.fromkeys(edits, config.choose(task).instruction)
+    tasks, chosen = config.tasks, {}
+    for source, target in edits:
+        fitting = (one.instruction for one in tasks.values() if one.filled(source)[1] == target)
+        if (instruction := next(fitting, None)) is None:
+            targets = ", ".join(f"{name} ({one.target!r})" for name, one in tasks.items())
+            raise ValueError(f"no task makes {target!r} of {source!r}; take task=NAME, one of its {targets}")
+        chosen[source, target] = instruction
+    return chosen
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -2,18 +2,20 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from torch import Tensor
 
-from dds_train.images.edit_list import is_edit_list, read_edit_list
+from dds_train.images.captions import CaptionFiles
+from dds_train.images.edit_list import EditListRow, is_edit_list, read_edit_list
 from dds_train.images.find import RESERVED, find_inputs, unique_name
 from dds_train.images.input_image import InputImage, read_input_image
 from dds_train.images.mask_image import read_mask
 from dds_train.images.masks import AUTO, MaskFinder
+from dds_train.methods.prompts import CaptionedPrompts
 from dds_train.runs.digest import digest, file_digest
 from dds_train.runs.files import relative_name
 
@@ -68,40 +70,44 @@ def plan_edits(
     mask: str | None,
     seed: int,
     output_dir: str | Path,
+    swap: Mapping[str, str] | None = None,
 ) -> list[EditRequest]:
     """Requests for each image and each target, named so that no two share a file.
 
     Args:
         spec: an image file, a folder, a pattern, a list of them, or an edit list, whose lines take precedence over the rest.
+        source, target: prompts; {caption} in them is that of the line, or of the image's files (`CaptionFiles`).
         mask: see `MaskFinder`.
+        swap: words of captions, and what stands for them in the target.
 
     Raises:
-        UserError: for images and masks that are missing.
+        UserError: for images, masks and captions that are missing, and captions without a word to swap.
     """
     targets = [target] if isinstance(target, str) or target is None else list(target)
     masks = MaskFinder(mask)
     if is_edit_list(spec):
-        rows = [
-            (row.image.stem, row.image, row.source, row.target or targets, row.mask or masks(row.image), row.seed)
-            for row in read_edit_list(spec)
-        ]
+        rows = [(row.image.stem, row) for row in read_edit_list(spec)]
     else:
-        rows = [(name, path, None, targets, masks(path), None) for name, path in find_inputs(spec, output_dir)]
+        rows = [(name, EditListRow(path)) for name, path in find_inputs(spec, output_dir)]
+    prompts = CaptionedPrompts(CaptionFiles([row.image for _, row in rows], spec), swap or {})
     used, with_target = Counter(RESERVED), is_edit_list(spec) or len(targets) > 1
-    return [
-        EditRequest(
-            name=relative_name(
-                unique_name(f"{name}-{slug(str(one))}" if with_target else name, used, PARTS), f"{PARTS[-1]}.png"
-            ),
-            image=path,
-            source=str(own_source or source),
-            target=str(one),
-            mask=own_mask,
-            seed=seed if own_seed is None else own_seed,
-        )
-        for name, path, own_source, own_targets, own_mask, own_seed in rows
-        for one in own_targets
-    ]
+    requests = []
+    for name, row in rows:
+        own_mask = row.mask or masks(row.image)
+        for one in row.target or targets:
+            before, after = prompts(row.image, str(row.source or source), str(one), row.caption)
+            own_name = unique_name(f"{name}-{slug(after)}" if with_target else name, used, PARTS)
+            requests.append(
+                EditRequest(
+                    name=relative_name(own_name, f"{PARTS[-1]}.png"),
+                    image=row.image,
+                    source=before,
+                    target=after,
+                    mask=own_mask,
+                    seed=seed if row.seed is None else row.seed,
+                )
+            )
+    return requests
 
 
 def slug(text: str) -> str:

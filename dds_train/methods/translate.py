@@ -56,7 +56,7 @@ def plan_translations(
     if is_edit_list(spec):
         rows = read_edit_list(spec)
         for row in rows:
-            if row.target and (task is None or row.target != (task.target,)):
+            if row.target and (task is None or row.target != (task.filled(row.caption or row.source or "")[1],)):
                 has = f"has the target {task.target!r}" if task else "has no target"
                 raise UserError(f"image={spec}: target={', '.join(row.target)} of {row.image.name}: the task of predict {has}")
         inputs = [(unique_name(row.image.stem, used), row.image, row.mask or masks(row.image)) for row in rows]

@@ -11,6 +11,8 @@ from dds_train.data.source import Source
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.distillation.guidance import Condition
 from dds_train.distillation.prompt import Prompt
+from dds_train.errors import UserError
+from dds_train.runs.ranks import is_first_rank
 from dds_train.translator import Task, all_prompts
 
 
@@ -20,10 +22,28 @@ def embed_tasks(
     """The tasks with their prompts, from the table beside the shards; the text encoder is loaded only for prompts that are not
     there, and freed."""
     captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
+    check_captions(tasks, captions)
     table = (source.prompts if isinstance(source, ShardSource) else None) or PromptTable({})
     prompts = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
     table = table.completed(prompts, checkpoint.embedded)
     return TaskBank.embed(tasks, table, captions, negative)
+
+
+def check_captions(tasks: Mapping[str, Task], captions: Sequence[str]) -> None:
+    """Print how many captions make no edit: source and target prompt are the same, since they have no word to swap.
+
+    Raises:
+        UserError: if none makes one.
+    """
+    for name, task in tasks.items():
+        same = [text for text in captions if task.needs_captions and len(set(task.filled(text))) == 1]
+        if not same:
+            continue
+        lacks = f"{len(same)} of {len(captions)} captions have no word of tasks.{name}.swap ({', '.join(task.swap)})"
+        if len(same) == len(captions):
+            raise UserError(f"{lacks}, such as {same[0]!r}: give words that they have, such as tasks.{name}.swap.cat=lion")
+        if is_first_rank():
+            print(f"note: {lacks}, and their images teach it nothing; the first: {same[0]!r}", flush=True)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ class Task:
     """One edit: a source and a target prompt for the teacher, an instruction for the translator.
 
     `source` and `target` may contain {caption}, which stands for each image's own caption; in the target with the words of
-    `swap` exchanged: source "{caption}", target "{caption}", swap {"cat": "lion"}.
+    `swap` exchanged, all at once and longer ones first: source "{caption}", target "{caption}", swap {"cat": "lion"}.
     """
 
     source: str  # prompt that describes the inputs
@@ -33,8 +33,9 @@ class Task:
     def filled(self, caption: str) -> tuple[str, str]:
         """Source and target prompt of an image with this caption."""
         swapped = caption
-        for old, new in self.swap.items():
-            swapped = re.sub(rf"\b{re.escape(old)}\b", new, swapped)
+        if self.swap:
+            words = "|".join(map(re.escape, sorted(self.swap, key=len, reverse=True)))
+            swapped = re.sub(rf"\b(?:{words})\b", lambda found: self.swap[found[0]], caption)
         return self.source.replace(CAPTION, caption), self.target.replace(CAPTION, swapped)
 
     def to_dict(self) -> dict[str, Any]:
