@@ -21,7 +21,7 @@ def become(argv: list[str], cwd: str, environment: dict[str, str], output: str) 
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.argv = ["dds_train", *argv]
+    sys.argv, sys.path[0] = ["dds_train", *argv], cwd  # as of python -m
     runpy.run_module("dds_train", run_name="__main__", alter_sys=True)
 
 
