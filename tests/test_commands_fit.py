@@ -229,7 +229,7 @@ def test_the_collapse_is_noticed(tmp_path: Path) -> None:
     diversity falls from the first step on, below 0.8 after about 250."""
     no_warm_up = ("guidance.fraction=0", "guidance.end=7.5", "trainer.max_steps=2000", "data.count=128", "data.steps=8")
     watch = ("sentinels.action=stop", "sentinels.after=0.05", "sentinels.ranges.diversity=[0.8,10]")
-    printed = run("fit", "+experiment=cat2lion", *no_warm_up, *watch, "output_dir=run", cwd=tmp_path, code=2)
+    printed = run("fit", "+experiment=cat2lion", *PROMPTS, *no_warm_up, *watch, "output_dir=run", cwd=tmp_path, code=2)
     assert "stopped by a sentinel" in printed
     assert "diversity is 0.7" in printed
     assert "collapse" in printed

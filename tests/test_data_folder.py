@@ -1,10 +1,13 @@
 """Folders of images and their captions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from dds_train.data.folder import FolderSource
 from dds_train.diffusion import DiffusionCheckpoint
@@ -72,3 +75,34 @@ def test_empty_and_unreadable_captions_are_named(checkpoint: DiffusionCheckpoint
     (tmp_path / "metadata.csv").write_text("file_name,text,text\na.png,x,y\n")
     with pytest.raises(UserError, match="the column text is there twice"):
         _ = FolderSource(str(tmp_path), checkpoint).captions
+
+
+def test_a_captioner_describes_images_without_a_caption(
+    image_folder: Path, checkpoint: DiffusionCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A BLIP with random weights, whose words are compared with its own greedy ones."""
+    monkeypatch.setenv("DDS_CACHE", str(tmp_path / "cache"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *"abcdefghij"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": len(words), "bos_token_id": 5, "eos_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
+    vision = {**sizes, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(
+        BlipConfig(text_config={**text, "encoder_hidden_size": 16}, vision_config=vision)
+    ).eval()
+    processor = BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), BertTokenizer(str(tmp_path / "vocab.txt")))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "blip")
+    (image_folder / "a.txt").write_text("my cat")
+    (image_folder / "m.png").unlink()
+
+    source = FolderSource(str(image_folder), checkpoint, captioner=str(tmp_path / "blip"))
+    inputs = processor(images=[Image.open(image_folder / "c.png").convert("RGB")], return_tensors="pt")
+    own_words = processor.decode(model.generate(**inputs, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True)
+    assert source.captions[::2] == ["my cat", own_words]
+    shutil.rmtree(tmp_path / "blip")
+    assert source.captions[::2] == ["my cat", own_words]  # from the cache
+    Image.new("RGB", (9, 9), "blue").save(image_folder / "d.png")
+    with pytest.raises(UserError, match=r"data.captioner=.*blip: not a captioning model that can be loaded"):
+        _ = FolderSource(str(image_folder), checkpoint, captioner=str(tmp_path / "blip")).captions

@@ -515,6 +515,7 @@ class FolderData(TargetSection):
 
     path: Annotated[PathText, AfterValidator(lambda value: found_by(find_images, value))]
     size: Positive | None
+    captioner: Text | None
 
 
 class ShardData(TargetSection):

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from dds_train.data.captioner import Captioner
 from dds_train.data.source import Sample, image_size
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.images.captions import CaptionFiles
@@ -21,13 +22,17 @@ class FolderSource:
         path: a folder, searched recursively, or a glob pattern.
         checkpoint: the teacher's, for the size of images.
         size: side in pixels, a multiple of the VAE's downsampling factor; default: the teacher's.
+        captioner: hub id or folder of a captioning model, for images without a caption.
 
     Raises:
         UserError: if there are no images, or the VAE does not support the size.
     """
 
-    def __init__(self, path: str, checkpoint: DiffusionCheckpoint, size: int | None = None) -> None:
+    def __init__(
+        self, path: str, checkpoint: DiffusionCheckpoint, size: int | None = None, captioner: str | None = None
+    ) -> None:
         self.size, self.path = image_size(checkpoint, size), path
+        self.captioner = Captioner(captioner, checkpoint.device) if captioner else None
         self.paths, self.skipped = find_images_and_others(path, "data.path")
 
     def prepare(self) -> None:
@@ -36,12 +41,18 @@ class FolderSource:
 
     @property
     def captions(self) -> list[str]:
-        """The caption of each image (`CaptionFiles`).
+        """The caption of each image (`CaptionFiles`); of those without one, the captioner's.
 
         Raises:
-            UserError: naming the first image that has none, or an empty one.
+            UserError: naming the first image that has none, or an empty one, without a captioner; as `Captioner`.
         """
-        return list(map(CaptionFiles(self.paths, self.path), self.paths))
+        files = CaptionFiles(self.paths, self.path)
+        if self.captioner is None:
+            return list(map(files, self.paths))
+        found = {path: files.find(path) for path in self.paths}
+        missing = [path for path, text in found.items() if not text]
+        found.update(zip(missing, self.captioner(missing), strict=True))
+        return [str(found[path]) for path in self.paths]
 
     def dataset(self) -> Dataset[Sample]:
         return FolderDataset(self.paths, self.size)

@@ -34,18 +34,25 @@ class CaptionFiles:
     def _listed(self) -> dict[str, str]:
         return {path: text for file in self.metadata if file.is_file() for path, text in read_metadata(file).items()}
 
+    def find(self, image: Path) -> str | None:
+        """The caption of an image; None if it has none, "" if it is empty."""
+        beside = _beside(image)
+        return " ".join(decoded(beside).split()) if beside else self._listed.get(os.path.abspath(image))
+
     def __call__(self, image: Path) -> str:
-        beside = next((file for name in BESIDE if (file := image.with_suffix(name)).is_file()), None)
-        text = beside and " ".join(decoded(beside).split())
-        if text is None:
-            text = self._listed.get(os.path.abspath(image))
+        text = self.find(image)
         if not text:
-            problem = "no caption" if text is None else f"an empty caption in {beside or ' or '.join(METADATA)}"
+            where = _beside(image) or " or ".join(METADATA)
+            problem = "no caption" if text is None else f"an empty caption in {where}"
             raise UserError(
                 f"{image}: {problem}, and a prompt has {{caption}}: write {image.stem}.txt beside it, or a line in "
-                f"{self.metadata[0]}"
+                f"{self.metadata[0]}, or give source= and target= without {{caption}}"
             )
         return text
+
+
+def _beside(image: Path) -> Path | None:
+    return next((file for name in BESIDE if (file := image.with_suffix(name)).is_file()), None)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
