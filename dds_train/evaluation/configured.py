@@ -77,8 +77,8 @@ def configured_methods(
     optimization: Mapping[str, Any],
     ckpts: Sequence[str] = (),
     strengths: Sequence[float] = (1.0,),
-    task: str | None = None,
     step_counts: Sequence[int] = (),
+    task: str | None = None,
 ) -> dict[str, ConfiguredMethod]:
     """The references, the methods of `names`, and the translators, by name.
 
@@ -86,8 +86,9 @@ def configured_methods(
         options: by name: kind ("optimize" by default) and options.
         names: None for all.
         optimization: options of methods of kind "optimize" that do not have them.
-        ckpts: translators; strengths: each at these; task: the name of theirs, None for the one that makes the edit asked for.
+        ckpts: translators; strengths: each at these.
         step_counts: methods of kind "optimize" also after so many steps.
+        task: the translators', by name; None for the one that makes the edit.
 
     Raises:
         UserError: for a name, kind, option or loss that does not exist.
