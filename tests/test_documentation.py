@@ -14,7 +14,8 @@ from dds_train.cli.schema import MODELS
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "conf/README.md", "data/README.md", "scripts/README.md", "Makefile")
-FOLDERS = ("outputs/cat2lion/translator", "outputs/cat2many/translator", "outputs/cat2bear/translator", "photos")
+RUNS = ("cat2lion", "cat2lion_flow", "cat2many", "cat2bear")
+FOLDERS = (*(f"outputs/{run}/translator" for run in RUNS), "photos")
 FILES = ("cat.png", "photos/cat.jpg", "mask.png", "sks_dog.safetensors")
 
 
