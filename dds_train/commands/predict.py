@@ -13,7 +13,6 @@ from dds_train.methods.translate import MaskedTranslator, TranslationRequest, pl
 from dds_train.runs.record import Record
 from dds_train.translator import Task, TranslatorConfig, read_config, weights_digest
 from dds_train.translator.pipeline import Translator
-from dds_train.translator.task import CAPTION
 
 FREE = ("image", "batch_size", "device", "output_dir")  # may differ between runs into one folder
 
@@ -26,7 +25,7 @@ def run(config: PredictConfig) -> None:
         task = trained.choose(config.task) if config.task or not config.prompt or len(trained.tasks) == 1 else None
         requests = plan_translations(config.image, config.mask, task, folder, same_format=config.format == "same")
         automatic = any(request.mask == AUTO for request in requests)
-        if automatic and (task is None or CAPTION in task.source + task.target):
+        if automatic and (task is None or task.needs_captions):
             raise UserError("mask=auto needs a task with a source and a target prompt; give task=NAME, or a mask file")
         sizes = check_readable((request.image for request in requests), config.max_side)
         options = {"device": config.device, "tile": config.tile, "overlap": config.overlap}

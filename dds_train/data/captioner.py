@@ -51,7 +51,6 @@ class Captioner:
                 f"data.captioner={self.name}: not a captioning model that can be loaded; give a folder or hub id such as "
                 f"Salesforce/blip-image-captioning-base ({first_line(error)})"
             ) from error
-        self.folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
             inputs = processor(images=[to_pil(read_image(path, MAX_SIDE)) for path in batch], return_tensors="pt")

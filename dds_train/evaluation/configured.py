@@ -110,8 +110,7 @@ def configured_methods(
     for ckpt, run_name in run_names(ckpts).items():
         for strength in strengths:
             name = f"translator {run_name}" + ("" if list(strengths) == [1] else f", strength {strength:g}")
-            own = {"ckpt": ckpt, "strength": strength, **({} if task is None else {"task": task})}
-            methods[name] = ConfiguredMethod(name, "translator", own)
+            methods[name] = ConfiguredMethod(name, "translator", {"ckpt": ckpt, "strength": strength, "task": task})
     return methods
 
 

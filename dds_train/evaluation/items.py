@@ -81,7 +81,7 @@ def critter_items(
         caption = full_caption(before)
         name = f"{number:04d} {caption.removeprefix('a photo of ')}"
         own_target = target if swap else target.replace(CAPTION, full_caption(after))
-        prompts = CaptionedPrompts(lambda image: caption, swap or {})(Path(name), source, own_target)
+        prompts = CaptionedPrompts(lambda image: caption, swap)(Path(name), source, own_target)
 
         def load() -> ItemImages:
             return ItemImages(to_tensor(before)[None], truth=to_tensor(after)[None])
@@ -124,13 +124,15 @@ def image_items(
     if is_pie_bench(images):
         return pie_bench_items(images, max_side)
     if is_edit_list(images):
-        return edit_list_items(images, source, target, max_side, swap or {})
+        return edit_list_items(images, source, target, max_side, swap)
     found = find_inputs(images, output_dir)
-    prompts = CaptionedPrompts(CaptionFiles([path for _, path in found], images), swap or {})
+    prompts = CaptionedPrompts(CaptionFiles([path for _, path in found], images), swap)
     return [image_item(name, path, *prompts(path, source, target), max_side) for name, path in found]
 
 
-def edit_list_items(path: str, source: str, target: str, max_side: int | None, swap: Mapping[str, str]) -> list[EvaluationItem]:
+def edit_list_items(
+    path: str, source: str, target: str, max_side: int | None, swap: Mapping[str, str] | None
+) -> list[EvaluationItem]:
     items, lines = [], read_edit_list(path)
     prompts = CaptionedPrompts(CaptionFiles([line.image for line in lines], path), swap)
     for number, line in enumerate(lines):

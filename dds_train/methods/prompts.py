@@ -1,7 +1,7 @@
 """The prompts of an image, with its caption filled in."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dds_train.errors import UserError
@@ -21,16 +21,17 @@ class CaptionedPrompts:
     """
 
     caption_of: Callable[[Path], str]
-    swap: Mapping[str, str] = field(default_factory=dict)
+    swap: Mapping[str, str] | None
 
     def __call__(self, image: Path, source: str, target: str, caption: str | None = None) -> tuple[str, str]:
-        task = Task(source, target, "", dict(self.swap))
+        task = Task(source, target, "", dict(self.swap or {}))
         if not task.needs_captions:
             return source, target
         text = caption or self.caption_of(image)
         before, after = task.filled(text)
         if before == after:
-            lacks = f"has none of the words of swap ({', '.join(self.swap)})"
-            lacks = lacks if self.swap else "needs words to swap for others, such as swap.cat=lion"
+            lacks = "needs words to swap for others, such as swap.cat=lion"
+            if self.swap:
+                lacks = f"has none of the words of swap ({', '.join(self.swap)})"
             raise UserError(f"{image}: its caption {text!r} {lacks}: the target prompt would be the source prompt")
         return before, after

@@ -89,7 +89,7 @@ def plan_edits(
         rows = [(row.image.stem, row) for row in read_edit_list(spec)]
     else:
         rows = [(name, EditListRow(path)) for name, path in find_inputs(spec, output_dir)]
-    prompts = CaptionedPrompts(CaptionFiles([row.image for _, row in rows], spec), swap or {})
+    prompts = CaptionedPrompts(CaptionFiles([row.image for _, row in rows], spec), swap)
     used, with_target = Counter(RESERVED), is_edit_list(spec) or len(targets) > 1
     requests = []
     for name, row in rows:

@@ -1,5 +1,6 @@
 """The tasks of a batch, and their prompts for teacher and translator."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,12 +36,14 @@ def check_captions(tasks: Mapping[str, Task], captions: Sequence[str]) -> None:
     Raises:
         UserError: if none makes one.
     """
+    images = Counter(captions)
     for name, task in tasks.items():
-        same = [text for text in captions if task.needs_captions and len(set(task.filled(text))) == 1]
+        same = [text for text in images if task.needs_captions and len(set(task.filled(text))) == 1]
         if not same:
             continue
-        lacks = f"{len(same)} of {len(captions)} captions have no word of tasks.{name}.swap ({', '.join(task.swap)})"
-        if len(same) == len(captions):
+        count = sum(images[text] for text in same)
+        lacks = f"{count} of {len(captions)} captions have no word of tasks.{name}.swap ({', '.join(task.swap)})"
+        if len(same) == len(images):
             raise UserError(f"{lacks}, such as {same[0]!r}: give words that they have, such as tasks.{name}.swap.cat=lion")
         if is_first_rank():
             print(f"note: {lacks}, and their images teach it nothing; the first: {same[0]!r}", flush=True)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from dds_train import hub
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.evaluation.metrics.full_reference import outside
 from dds_train.evaluation.metrics.metric import HIGHER, Batch, Metric, Network, has_mask
 
@@ -30,7 +30,7 @@ class Clip:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"clip.model={path}: weights not found and not downloadable; download them where there is a network and give "
-                f"clip.model=FOLDER ({str(error).strip().splitlines()[0]})"
+                f"clip.model=FOLDER ({first_line(error)})"
             ) from error
         self.size: int = self.model.config.vision_config.image_size
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))

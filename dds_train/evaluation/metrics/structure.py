@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import ViTModel
 
 from dds_train import hub
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.evaluation.metrics.full_reference import to_input
 from dds_train.evaluation.metrics.metric import LOWER, Metric, Network
 
@@ -31,7 +31,7 @@ class Structure:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"structure.model={path}: weights not found and not downloadable; download them where there is a network and "
-                f"give structure.model=FOLDER ({str(error).strip().splitlines()[0]})"
+                f"give structure.model=FOLDER ({first_line(error)})"
             ) from error
         self.size: int = self.model.config.image_size
         # The name of the layer differs between releases of transformers.
