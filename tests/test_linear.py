@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gaussian import GaussianTeacher, as_flow, condition, schedule
+from gaussian import GaussianTeacher, as_flow, condition, prompt, schedule
 from torch import Tensor
 
 from dds_train.distillation import LOSSES, Condition, NoiseSchedule, Prompt, make_loss
@@ -192,7 +192,41 @@ def test_lusd_without_a_direction_is_zero() -> None:
     got = LOSSES["lusd"](TEACHER, ZS, z, SOURCE, target, T, EPS, W)
     assert (got.grad[0] == 0).all()
     assert torch.isfinite(got.loss)
+    assert LOSSES["lusd"](TEACHER, ZS, z * torch.nan, SOURCE, target, T, EPS, W).grad.isnan().all()  # which is not hidden
     assert torch.equal(got.grad[1:], LOSSES["lusd"](TEACHER, ZS, Z, SOURCE, TARGET, T, EPS, W).grad[1:])
+
+
+def test_lusd_redraws_where_predictions_hardly_differ() -> None:
+    """Images below the threshold get another (t, eps), alone as in a batch; the others keep theirs, to the last bit."""
+    narrow = Condition(prompt(1.5, 0.1, B), TARGET.null)
+    arguments = ZS, Z, SOURCE, narrow
+    difference = LOSSES["bridge"](TEACHER, *arguments, T, EPS, 1.0).grad.flatten(1).std(1)
+    threshold, other = float(difference.sort().values[:2].mean()), int(T[difference.argmax()])
+    weak = difference < threshold
+    assert weak.sum() == 1
+    seen: list[Tensor] = []
+
+    class Watching(GaussianTeacher):
+        def predict_eps(self, z_t: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+            seen.append(t[:B])
+            return super().predict_eps(z_t, t, prompt)
+
+    lusd = make_loss("lusd", redraw_below=threshold, redraw_range=(other, other + 1))
+    got, plain = (
+        lusd(Watching(TEACHER.schedule), *arguments, T, EPS, W).grad,
+        LOSSES["lusd"](TEACHER, *arguments, T, EPS, W).grad,
+    )
+    assert torch.equal(torch.stack(seen), torch.stack([T, torch.where(weak, other, T)]))
+    assert torch.equal(got[~weak], plain[~weak])
+    assert (got[weak] - plain[weak]).abs().max() > 0.1
+    torch.testing.assert_close(got.flatten(1).std(1), torch.full((B,), W, dtype=got.dtype))
+
+    one = [int(weak.nonzero())]
+    conditions = [Condition(cond.text[one], cond.null[one]) for cond in (SOURCE, narrow)]
+    alone = lusd(TEACHER, ZS[one], Z[one], *conditions, T[one], EPS[one], W).grad
+    torch.testing.assert_close(alone, got[one])
+    # No noise helps where the prompts are equal: it ends, at zero.
+    assert (lusd(TEACHER, ZS, ZS, SOURCE, SOURCE, T, EPS, W).grad == 0).all()
 
 
 def test_losses_are_made_by_name_with_their_options_checked() -> None:

@@ -442,6 +442,8 @@ LOSS_OPTIONS: dict[str, Any] = {
     "source_guidance": AtLeastZero | None,
     "shift": AtLeastZero,
     "align": AtLeastZero,
+    "redraw_below": AtLeastZero,
+    "redraw_range": TimestepRange,
 }
 
 

@@ -135,7 +135,7 @@ def ssd(
 
 def lusd(noise: NoiseSchedule, t: Tensor, guidance: float, identity: float = 0.02) -> Coefficients:
     """Localised and normalised (LUSD, ICCV 2025): ``d = (1 - l) (e(z_t, y_target) - e(z_t, y_source)) + l (z_target -
-    z_source)``, of which G takes the direction alone (see `NORMALISED`). The paper's mask is `optimize_latent`'s here.
+    z_source)``, of which `lusd.lusd_loss` takes the direction alone.
     """
     return {"edit_target": 1 - identity, "edit_source": identity - 1, "change": identity}
 
@@ -186,7 +186,6 @@ LINEAR: dict[str, Callable[..., Coefficients]] = {
     "drfs": drfs, "flowedit": flowedit, "flowalign": flowalign,
 }  # fmt: skip
 OF_VELOCITY = {"drfs", "flowedit", "flowalign"}  # weighted by "velocity" by default
-NORMALISED = {"lusd"}  # G = w d / std(d), the deviation within each image
 
 
 # ---------------------------------------------------------------- the gradient
@@ -263,10 +262,6 @@ def linear_loss(
         grad = sum(
             (c * repeat_per_edit(values[term], z_target) for term, c in coefficients.items()), torch.zeros_like(z_target)
         )
-        if name in NORMALISED:
-            deviation = grad.std(dim=(1, 2, 3), keepdim=True)
-            # Without a direction (equal prompts, an edit that is its input) there is nothing to follow.
-            grad = torch.where(deviation > 0, guidance * grad / deviation, torch.zeros_like(grad))
         grad = timestep_weight(teacher.schedule, edit_t, weight) * grad
     return inject(z_target, grad)
 

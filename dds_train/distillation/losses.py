@@ -1,7 +1,7 @@
 """Score-distillation losses, by name.
 
 All share one signature (`linear.linear_loss`). A new linear loss is an entry in `linear.LINEAR`; one of another kind is a file
-of its own and an entry in `LOSSES`, or in `STATEFUL` if it learns while it is used.
+of its own and an entry in `OTHERS`, or in `STATEFUL` if it learns while it is used.
 """
 
 import inspect
@@ -16,6 +16,7 @@ from dds_train.distillation.contrastive import cds_loss
 from dds_train.distillation.fixed_point import ids_loss
 from dds_train.distillation.inject import Distilled
 from dds_train.distillation.linear import LINEAR, OF_VELOCITY, WEIGHTS, linear_loss
+from dds_train.distillation.lusd import lusd_loss
 from dds_train.distillation.noise import NoiseSchedule
 from dds_train.distillation.variational import StudentFactory, vsd_loss
 
@@ -38,10 +39,10 @@ def default_weight(name: str) -> str:
     return "velocity" if name in OF_VELOCITY else WEIGHTS[0]
 
 
+OTHERS: dict[str, Loss] = {"cds": cds_loss, "ids": ids_loss, "lusd": lusd_loss}
 LOSSES: dict[str, Loss] = {
     **{name: partial(linear_loss, name, weight=default_weight(name)) for name in LINEAR},
-    "cds": cds_loss,
-    "ids": ids_loss,
+    **OTHERS,
 }
 STATEFUL: dict[str, Callable[..., StatefulLoss]] = {"vsd": vsd_loss}  # made from a `StudentFactory`
 NULL_TERMS = ("edit_null", "input_null")
@@ -90,7 +91,7 @@ def loss_options(name: str) -> dict[str, Any]:
     Raises:
         ValueError: for an unknown loss.
     """
-    functions = {**LOSSES, **STATEFUL, **LINEAR}
+    functions = {**LINEAR, **OTHERS, **STATEFUL}
     if name not in functions:
         raise ValueError(f"loss must be one of {', '.join([*LOSSES, *STATEFUL])}, got {name!r}")
     parameters = inspect.signature(functions[name]).parameters.values()

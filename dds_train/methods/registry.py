@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
-from dds_train.distillation.losses import lowest_timestep, make_loss
+from dds_train.distillation.losses import loss_options, lowest_timestep, make_loss
 from dds_train.distillation.rng import draw
 from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.optimize import optimize_latent
@@ -85,7 +85,8 @@ def optimize(
         raise ValueError(
             f"t_range={[first, last]}: give [FIRST,LAST] within [{lowest},{len(teacher.schedule)}], such as [50,950]"
         )
-    loss_fn = make_loss(loss, partial(LoRAStudent, context.checkpoint), **(options or {}))
+    redraws = {"redraw_range": (first, last)} if "redraw_range" in loss_options(loss) else {}
+    loss_fn = make_loss(loss, partial(LoRAStudent, context.checkpoint), **{**redraws, **(options or {})})
 
     def edit(z: Tensor, sources: Sequence[str], targets: Sequence[str]) -> Tensor:
         table = context.embedded([*sources, *targets, *([negative] if negative else [])])
