@@ -1,5 +1,6 @@
 """LoRA of others: as in diffusers' own pipelines, and part of the identity."""
 
+import json
 import re
 import shutil
 import warnings
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from own_teachers import reference, refusal, save_lora
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_families import TINY
 
@@ -95,6 +97,38 @@ def test_kohyas_format(model_dir: Path, tmp_path: Path) -> None:
     for got, diffusers, plain in three(model_dir, (path, 1.0)):
         torch.testing.assert_close(got, diffusers, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(got, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_pefts_format(name: str, rslora: bool, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """A network with adapters, saved by peft itself, as training scripts of one's own do; its settings scale the weights."""
+    if name == "sd":
+        model_dir = tiny("epsilon")
+    else:
+        torch.manual_seed(0)
+        TINY[name]().save_pretrained(model_dir := tmp_path / name)
+    plain = DiffusionCheckpoint(str(model_dir))
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=5, use_rslora=rslora, target_modules=["to_q", "to_out.0"], init_lora_weights="gaussian")
+    adapted = get_peft_model(plain.teacher().network, config)
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(folder := tmp_path / "peft")
+    plain.teacher().network = adapted.base_model.model  # with its adapters
+    for got, expected in zip(answers(with_lora(model_dir, (folder, 1.0))), answers(plain), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(got, answers(DiffusionCheckpoint(str(model_dir)))[-1], atol=1e-3)
+
+    identity = with_lora(model_dir, (folder, 1.0)).digest("denoiser")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 6}))
+    assert with_lora(model_dir, (folder, 1.0)).digest("denoiser") != identity
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    message = refusal(with_lora(model_dir, (folder, 1.0)).teacher)
+    assert "peft: does not fit" not in message
+    assert "no use_dora" in message
 
 
 def test_lora_is_part_of_the_identity_of_what_it_changes(model_dir: Path, tmp_path: Path) -> None:

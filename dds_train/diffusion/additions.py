@@ -14,7 +14,7 @@ from dds_train.errors import UserError
 WEIGHTS = (".safetensors", ".bin", ".pt")
 REPOSITORY_FILE = re.compile(r"([\w-][\w.-]*/[\w.-]*[\w-])(?:/(.+))?")  # owner/name, owner/name/FILE
 # Of a folder the file with the name that diffusers gives it, if there are several.
-LORA_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+LORA_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_model.safetensors")
 EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 

@@ -31,7 +31,7 @@ from dds_train.diffusion.families import Family, find_family
 from dds_train.diffusion.families.base import VAES
 from dds_train.diffusion.frozen import Frozen
 from dds_train.diffusion.location import INDEX, fetched_folder, local_folder, origin
-from dds_train.diffusion.lora import fuse, lora_parts
+from dds_train.diffusion.lora import fuse, lora_parts, settings_file
 from dds_train.diffusion.part_files import (
     TOKENIZER_CONFIG,
     find_weights,
@@ -455,7 +455,8 @@ class DiffusionCheckpoint:
         known: dict[str, Any] = {}
         for path, weight in self.additions.lora_files():
             if self._once(f"parts of {path}", partial(lora_parts, self._pipeline, path)) & set(parts):
-                known.setdefault("lora", []).append([file_digest(path), weight])
+                files = [path, *filter(None, [settings_file(path)])]
+                known.setdefault("lora", []).append([*map(file_digest, files), weight])
         if "text_encoder" in parts and self.additions.embeddings:
             known["embeddings"] = [[token, file_digest(path)] for token, path in self.additions.embedding_files()]
         return known
