@@ -49,6 +49,44 @@ def unet(network: nn.Module) -> Weights:
     return result
 
 
+SD3 = {
+    "pos_embed.proj": "x_embedder.proj", "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2", "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear", "norm1.linear": "x_block.adaLN_modulation.1", "attn.to_out.0": "x_block.attn.proj",
+    "norm1_context.linear": "context_block.adaLN_modulation.1", "attn.to_add_out": "context_block.attn.proj",
+    "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2", "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}  # fmt: skip
+QKV = {
+    "attn.to_q": ("x_block", "attn.to_k", "attn.to_v"),
+    "attn.add_q_proj": ("context_block", "attn.add_k_proj", "attn.add_v_proj"),
+}
+
+
+def mmdit(network: nn.Module) -> Weights:
+    """The transformer of Stable Diffusion 3."""
+    own, last = network.state_dict(), f"transformer_blocks.{network.config['num_layers'] - 1}.norm1_context"
+    result = {"pos_embed": own["pos_embed.pos_embed"]}
+    for name, tensor in own.items():
+        layer, end = name.rsplit(".", 1)
+        block = re.match(r"transformer_blocks\.\d+\.", layer)
+        prefix = block[0] if block else ""
+        short = layer.removeprefix(prefix)
+        if name == "pos_embed.pos_embed" or re.search(r"(to|add)_[kv](_proj)?$", short):
+            continue
+        if short in QKV:
+            side, *others = QKV[short]
+            tensor, new = torch.cat([tensor, *(own[f"{prefix}{one}.{end}"] for one in others)]), f"{side}.attn.qkv"
+        else:
+            new = SD3.get(short, short)
+        if layer in ("norm_out.linear", f"{last}.linear"):  # shift and scale in the other order
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        result[f"{prefix.replace('transformer_blocks', 'joint_blocks')}{new}.{end}"] = tensor
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in result.items()}
+
+
 def vae(network: nn.Module, prefix: str = "first_stage_model.") -> Weights:
     table, levels = DIFFUSERS_TO_LDM_MAPPING["vae"], len(network.config["block_out_channels"])
     result = {}

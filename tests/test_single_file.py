@@ -98,6 +98,17 @@ def test_sdxl(tmp_path: Path) -> None:
         assert torch.equal(one.text_encoder().embed(["a cat", ""])[key], expected)
 
 
+def test_stable_diffusion_3(tmp_path: Path) -> None:
+    """Transformer and VAE, as the files without text encoders have them."""
+    torch.manual_seed(0)
+    pipeline = TINY["sd3"]()
+    folder = save(pipeline, tmp_path / "folder")
+    path = write(tmp_path / "sd3.safetensors", original_layout.mmdit(pipeline.transformer) | original_layout.vae(pipeline.vae))
+    assert_same(single(path, str(folder)), DiffusionCheckpoint(str(folder)))
+    alone = single(path, configurations(folder))
+    assert alone.digest("denoiser", "vae") == DiffusionCheckpoint(str(folder)).digest("denoiser", "vae")
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux", "flux2_klein", "sana", "z_image", "qwen_image"])
 def test_a_transformer_alone(name: str, tmp_path: Path) -> None:
     """With diffusers' names; the other parts come from the folder of configurations."""
