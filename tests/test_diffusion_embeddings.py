@@ -52,19 +52,25 @@ def test_a_token_of_ones_own(model_dir: Path, tmp_path: Path) -> None:
     assert with_embeddings(model_dir, (None, path), (None, again)).text_encoder().embed("<sks> <other>")
 
 
-def test_embeddings_of_two_encoders(tmp_path: Path) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "second"), [("sdxl", "clip_g"), ("flux", "t5")])
+def test_embeddings_of_two_encoders(tmp_path: Path, family: str, second: str) -> None:
     torch.manual_seed(0)
-    TINY["sdxl"]().save_pretrained(tmp_path / "xl")
-    vectors = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 32)}
+    TINY[family]().save_pretrained(folder := tmp_path / family)
+    vectors = {"clip_l": torch.randn(2, 32), second: torch.randn(2, 32)}
     save_file(vectors, path := tmp_path / "sks.safetensors")
-    pipeline = reference(tmp_path / "xl")
-    for name, end in (("clip_l", ""), ("clip_g", "_2")):
+    pipeline, plain = reference(folder), DiffusionCheckpoint(str(folder)).text_encoder().embed("a sks")
+    for name, end in (("clip_l", ""), (second, "_2")):
         parts = {"text_encoder": getattr(pipeline, f"text_encoder{end}"), "tokenizer": getattr(pipeline, f"tokenizer{end}")}
         pipeline.load_textual_inversion(vectors[name], token="sks", **parts)
-    text, _, pooled, _ = pipeline.encode_prompt(["a sks"], device="cpu", do_classifier_free_guidance=False)
-    got = with_embeddings(tmp_path / "xl", (None, path)).text_encoder().embed("a sks")
-    assert torch.equal(got["text"], text)
-    assert torch.equal(got["pooled"], pooled)
+    if family == "sdxl":
+        text, _, pooled, _ = pipeline.encode_prompt(["a sks"], device="cpu", do_classifier_free_guidance=False)
+    else:
+        text, pooled, _ = pipeline.encode_prompt("a sks", None, device="cpu")
+    got = with_embeddings(folder, (None, path)).text_encoder().embed("a sks")
+    for key, expected in (("text", text), ("pooled", pooled)):
+        assert torch.equal(got[key], expected)
+        assert not torch.allclose(got[key], plain[key])
 
 
 def test_embeddings_that_do_not_fit_are_refused(model_dir: Path, tmp_path: Path) -> None:
