@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 from fake_hub import TOKEN, fake_hub
 from PIL import Image
+from safetensors.torch import save_file
 from shell import environment
 
 from dds_train import Translator
-from dds_train.diffusion import DiffusionCheckpoint
+from dds_train.diffusion import Additions, DiffusionCheckpoint
 from dds_train.distillation import Prompt
 from dds_train.errors import UserError
 from dds_train.export import standalone_diffusers, standalone_onnx
@@ -74,6 +76,27 @@ def test_adapters_merge_into_a_plain_unet(translator: Translator) -> None:
         torch.testing.assert_close(unet(z, 0, encoder_hidden_states=text).sample, expected, rtol=1e-4, atol=1e-5)
         # What shares weights with the teacher still does, and is as it was.
         torch.testing.assert_close(translator.network(z, Prompt({"text": text}), torch.ones(2)) - z, expected)
+
+
+@pytest.mark.parametrize("translator", ["unet"], indirect=True)
+def test_textual_inversions_travel(translator: Translator, photo: Path, tmp_path: Path) -> None:
+    """A token of several vectors in an instruction, in diffusers' format."""
+    for name, parameter in translator.network.named_parameters():
+        if "attn2" in name:  # random ones hardly notice the text
+            torch.nn.init.normal_(parameter)
+    save_file({"<sks>": torch.randn(3, 32)}, path := tmp_path / "sks.safetensors")
+    additions = Additions(embeddings=((None, str(path)),))
+    translator.checkpoint = DiffusionCheckpoint(translator.checkpoint.path, additions=additions)
+    config = replace(translator.config, tasks={"sks": Task("a cat", "a <sks> cat", "a <sks> cat")})
+    export_diffusers(tmp_path / "folder", translator.network, config, translator.checkpoint)
+    pipeline = standalone_diffusers.TranslatorPipeline.from_pretrained(tmp_path / "folder")
+    own = Translator(translator.network, config, translator.checkpoint)
+    pipeline(Image.open(photo), strength=10.0).save(tmp_path / "sks.png")
+    expected, other = own(photo, strength=10.0), own(photo, strength=10.0, prompt="a cat")
+    assert isinstance(expected, Image.Image)
+    assert isinstance(other, Image.Image)
+    assert difference(tmp_path / "sks.png", expected) <= 1
+    assert difference(tmp_path / "sks.png", other) > 10
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ translator(Image.open("cat.png")).save("lion.png")
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import TextualInversionLoaderMixin
 from PIL import Image, ImageOps
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -25,7 +26,7 @@ def read_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-class TranslatorPipeline(DiffusionPipeline):  # type: ignore[misc]
+class TranslatorPipeline(DiffusionPipeline, TextualInversionLoaderMixin):  # type: ignore[misc]
     """Edits an image in one pass: ``z + strength * unet(z, 0, instruction)`` between an encoder and a decoder.
 
     Args:
@@ -53,6 +54,7 @@ class TranslatorPipeline(DiffusionPipeline):  # type: ignore[misc]
         if prompt is None and (task or (len(tasks) == 1 and next(iter(tasks)))) not in tasks:
             raise ValueError(f"task={task}: this translator knows {', '.join(tasks)}")
         instruction = prompt or tasks[task or next(iter(tasks))]
+        instruction = self.maybe_convert_prompt(instruction, self.tokenizer)  # textual inversions of several vectors
         tokens = self.tokenizer(instruction, padding="max_length", truncation=True, return_tensors="pt")
         text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
