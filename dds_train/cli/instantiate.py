@@ -6,7 +6,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from dds_train.cli.schema import TargetSection
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 
 
 def make(section: TargetSection, **options: Any) -> Any:
@@ -21,4 +21,4 @@ def make(section: TargetSection, **options: Any) -> Any:
     try:
         return instantiate({**section.model_dump(), **options}, _convert_="all")
     except InstantiationException as error:
-        raise UserError(f"{section.target}: {str(error.__cause__ or error).splitlines()[0]}") from error
+        raise UserError(f"{section.target}: {first_line(error.__cause__ or error)}") from error

@@ -26,7 +26,7 @@ from dds_train.cli.schema import (
     alternatives,
     nearest,
 )
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def resolve(cfg: "DictConfig", used: "DictConfig") -> tuple[dict[str, Any], dict
             except InterpolationToMissingValueError:
                 return "???"
             except OmegaConfBaseException as error:
-                mistakes[path] = f"{path}={node}: {str(error).splitlines()[0]}"
+                mistakes[path] = f"{path}={node}: {first_line(error)}"
                 return None
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         return node

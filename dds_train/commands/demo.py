@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from dds_train.cli.schema import DemoConfig
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.images.find import find_inputs
 from dds_train.translator.pipeline import Translator
 
@@ -33,7 +33,7 @@ def run(config: DemoConfig) -> None:
         try:
             url = serve(page, config.host, config.port)
         except OSError as error:
-            raise UserError(f"host={config.host} port={config.port}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"host={config.host} port={config.port}: {first_line(error)}") from error
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"{url}  (Ctrl-C ends it)", flush=True)
         page.block_thread()

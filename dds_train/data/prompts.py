@@ -11,7 +11,7 @@ import yaml
 
 from dds_train.data.paths import PROMPT_FILES
 from dds_train.distillation.rng import seeded_rng
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 
 
 def fill_all(prompts: Sequence[str], words: Mapping[str, Sequence[str]], count: int, seed: int) -> list[str]:
@@ -108,7 +108,7 @@ def read_prompt_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts={path}: cannot be read as UTF-8 text ({error})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"prompts={path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"prompts={path}: not YAML: {first_line(error)}") from error
     content = {"prompts": content} if isinstance(content, list) else content
     if not isinstance(content, dict) or set(content) - {"prompts", "words"}:
         content = {}

@@ -25,7 +25,7 @@ from dds_train.data.paths import find_shards
 from dds_train.data.source import Sample, StorageError, image_size
 from dds_train.data.tar_index import OpenFiles, ShardSample, scan_shard
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.images.files import decode_image, square_crop
 
 LATENT = "z.npy"
@@ -246,7 +246,7 @@ class ShardDataset(Dataset[Sample]):
             try:
                 z = decode_latent(content)
             except (ValueError, EOFError) as error:
-                raise UserError(f"{sample.name}: {str(error).splitlines()[0]}") from error
+                raise UserError(f"{sample.name}: {first_line(error)}") from error
             if z.shape != (self.shape or z.shape):
                 raise UserError(f"{sample.name}: a latent of shape {list(z.shape)}, most have {list(self.shape or ())}")
             return {"z": z, "caption": caption}
@@ -265,7 +265,7 @@ class ShardDataset(Dataset[Sample]):
                 except StorageError:
                     raise
                 except (ValueError, RecursionError) as error:
-                    problem = f"no caption: .{extension} cannot be read ({str(error).splitlines()[0]})"
+                    problem = f"no caption: .{extension} cannot be read ({first_line(error)})"
         raise UserError(f"{sample.name}: {problem}, and a task has {{caption}} in its prompts")
 
     def _read(self, sample: ShardSample, extension: str) -> bytes:

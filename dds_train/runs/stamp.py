@@ -5,7 +5,7 @@ import secrets
 from datetime import datetime, timedelta
 from typing import Any
 
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.runs.ranks import in_slurm_step, rank_and_world
 
 _stores: list[Any] = []  # that of rank 0 serves the others, as long as it lives
@@ -44,5 +44,5 @@ def _agree(own: str, host: str, port: int, rank: int, world: int) -> str:
         _stores.append(store)
         return str(store.compare_set("dds_train/stamp", "", own).decode())
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the processes of this run did not meet at {host}:{port} ({reason}); give output_dir=DIR") from error

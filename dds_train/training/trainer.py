@@ -19,7 +19,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies.launchers import subprocess_script
 
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 from dds_train.runs.ranks import in_slurm_step
 from dds_train.runs.signals import GRACE, end_now
 from dds_train.training.callbacks import EMA, Throughput
@@ -92,7 +92,7 @@ def make_trainer(
         if environment := getattr(trainer.strategy, "cluster_environment", None):
             environment.validate_settings(trainer.num_devices, trainer.num_nodes)
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"trainer: {first_line(error)}") from error
     _own_signals(trainer)
     return trainer
 
@@ -144,7 +144,7 @@ def _other_ranks_ending(trainer: pl.Trainer) -> Iterator[None]:
             if code := _failed(ranks):
                 raise SystemExit(code) from error
             time.sleep(0.1)
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"trainer: another rank has ended, or is out of reach ({reason}); the same command resumes") from error
 
 
