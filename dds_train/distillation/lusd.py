@@ -9,7 +9,7 @@ from dds_train.distillation.guidance import Condition
 from dds_train.distillation.inject import Distilled, inject
 from dds_train.distillation.linear import linear_loss, repeat_per_edit, timestep_weight
 from dds_train.distillation.noise import ScoreModel
-from dds_train.distillation.rng import draw
+from dds_train.distillation.rng import Key, draw
 
 REDRAWS = 10  # after so many the last draw is taken: equal prompts have no difference at any noise
 
@@ -71,7 +71,7 @@ def redrawn(t: Tensor, eps: Tensor, which: Tensor, t_range: tuple[int, int]) -> 
     """t [N] and eps [N,C,h,w] with new ones where `which` [N]."""
     t, eps = t.clone(), eps.clone()
     for image in which.nonzero().flatten().tolist():
-        key = ("redraw", int(t[image]), *map(str, eps[image].flatten()[:4].tolist()))
+        key: Key = ("redraw", int(t[image]), str(eps[image].flatten()[:4].tolist()))
         new_t, new_eps = draw(eps.shape[1:], t_range, eps.device, [key])
         t[image], eps[image] = new_t[0], new_eps[0].to(eps.dtype)
     return t, eps
