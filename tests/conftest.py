@@ -1,6 +1,7 @@
 """Tiny teachers with random weights, in the shape of Stable Diffusion's folders."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dds_train.diffusion import DiffusionCheckpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usual_signals() -> None:
+    """nohup and background jobs of shells ignore these, and so would the programs that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
