@@ -177,6 +177,11 @@ def test_parts_that_are_not_there_are_named(folder: Path) -> None:
 # ---------------------------------------------------------------- refusals
 
 
+def test_a_folder_that_is_not_there_is_named_once() -> None:
+    with pytest.raises(UserError, match=r"^teacher\.path=/models/sd15: no such folder, and not a hub id such as owner/name$"):
+        DiffusionCheckpoint("/models/sd15").family  # noqa: B018
+
+
 def test_an_unknown_family_is_refused_with_those_supported(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "KandinskyPipeline"}))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dds_train.errors import UserError
+from dds_train.images.files import read_image
 from dds_train.images.find import HAS_HEIC, find_images, find_inputs, unique_name
 
 
@@ -112,6 +113,8 @@ def test_photographs_in_formats_that_are_not_read_are_counted_as_images_are_foun
     heic = "" if HAS_HEIC else r"2 \.heic"
     with pytest.raises(UserError, match=rf"no images in this folder \({heic}.*1 \.nef not read: .*TIFF"):
         find_images(tmp_path / "p") if not HAS_HEIC else find_images(touch(tmp_path, "q/c.NEF") / "q")
+    with pytest.raises(UserError, match=r"not a readable image .*; convert raw files to TIFF"):
+        read_image(tmp_path / "p" / "c.NEF")
     touch(tmp_path, "p/a.jpg")
     walk, walks = os.walk, []
     monkeypatch.setattr(os, "walk", lambda folder: walks.append(folder) or walk(folder))

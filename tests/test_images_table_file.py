@@ -38,6 +38,7 @@ def rows(folder: Path) -> list[EditListRow]:
         b",image,source,target,seed\n0,a.png,a cat,a lion,12.0\n1,sub/b.png,,,\n",
         b"image,source,target,mask,seed\na.png,a cat,a lion,NaN,12\nsub/b.png,NaN,,nan,nan\n",
         PLAIN.replace("sub/b", "sub\\b").encode(),
+        ("\ufeff" + PLAIN).encode("utf-16"),  # with two marks: converted from a file that had one
         b"image,source,target,seed\na.png, a cat ,a lion,12\nsub/b.png,,,\n",
     ],
 )

@@ -246,7 +246,7 @@ def images_or_edit_list(value: Any) -> Any:
     try:
         read_edit_list(value)
     except UserError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error).removeprefix(f"{value}: ")) from error
     return value
 
 

@@ -217,7 +217,7 @@ class DiffusionCheckpoint:
         try:
             family = find_family(str(self._index.get("_class_name")))
         except ValueError as error:
-            raise self._refusal(str(error)) from error
+            raise self._refusal(error) from error
         self.additions.check(self._pipeline, self._file is not None)
         return family
 
@@ -284,7 +284,7 @@ class DiffusionCheckpoint:
         try:
             return make_scheduler(config, names, tokens, self.family.mu, self.shift)
         except ValueError as error:
-            raise self._refusal(str(error)) from error
+            raise self._refusal(error) from error
 
     def _check(self) -> None:
         """Refuse what the configurations alone show not to work, before any weights are read."""
@@ -300,10 +300,12 @@ class DiffusionCheckpoint:
         try:
             check_steps(self._index["_class_name"], read_json(scheduler) if scheduler.exists() else {}, names)
         except ValueError as error:
-            raise self._refusal(str(error)) from error
+            raise self._refusal(error) from error
         self._check_vae()
         try:
             family.check(config)
+        except UserError:
+            raise
         except KeyError as error:
             raise self._refusal(f"a config.json has no {error}") from error
         except ValueError as error:
@@ -386,8 +388,10 @@ class DiffusionCheckpoint:
             store_as_float8(network, dtype, kept)
         return network
 
-    def _refusal(self, problem: str, part: str = "") -> UserError:
-        """`part` has the problem, if it is one of a single part."""
+    def _refusal(self, problem: object, part: str = "") -> UserError:
+        """`part` has the problem, if it is one of a single part. What is one line for the user already stays as it is."""
+        if isinstance(problem, UserError):
+            return problem
         key, place = ("vae", self.additions.vae) if part == "vae" and self.additions.vae else ("path", self.path)
         return UserError(f"teacher.{key}={place}: {problem}")
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
 from dds_train.errors import UserError, first_line
-from dds_train.images.find import FORMATS, HAS_HEIC
+from dds_train.images.find import FORMATS, HAS_HEIC, remedies
 from dds_train.runs.files import atomic_write
 
 if HAS_HEIC:
@@ -110,7 +110,8 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[tuple[ImageFile.I
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         problem = f"cannot be read ({reason})" if reason else f"not a readable image ({first_line(error)})"
-        raise UserError(f"{name}: {problem}") from error
+        remedy = remedies({Path(str(name)).suffix.lower()})
+        raise UserError(f"{name}: {problem}{'; ' * bool(remedy)}{remedy}") from error
 
 
 def within_budget(image: ImageFile.ImageFile, size: int, enough: int | None) -> Image.Image:

@@ -4,7 +4,7 @@ import glob
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from dds_train.errors import UserError
@@ -88,9 +88,15 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
 
 def unread(kinds: Counter[str]) -> str:
     found = " and ".join(f"{count} {extension}" for extension, count in sorted(kinds.items()))
-    remedies = ["pip install pillow-heif"] if kinds.keys() & set(HEIC) else []
-    remedies += ["convert raw files to TIFF"] if kinds.keys() & set(RAW) else []
-    return f"{found} not read: {', '.join(remedies)}" if found else ""
+    return f"{found} not read: {remedies(kinds)}" if found else ""
+
+
+def remedies(extensions: Collection[str]) -> str:
+    """What makes files readable that are not; empty for others."""
+    unreadable = UNREAD.intersection(extensions)
+    found = ["pip install pillow-heif"] if unreadable & set(HEIC) else []
+    found += ["convert raw files to TIFF"] if unreadable & set(RAW) else []
+    return ", ".join(found)
 
 
 def root_folder(spec: str | Path) -> Path:

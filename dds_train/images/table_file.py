@@ -49,7 +49,7 @@ def decoded(path: Path) -> str:
         raise UserError(f"{path}: line {line}: cannot be read as UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def is_empty(cell: Any) -> bool:
