@@ -11,6 +11,7 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 LINEAR, GUIDANCE, NOISE, INJECT, CONTRASTIVE = "linear.py", "guidance.py", "noise.py", "inject.py", "contrastive.py"
+LUSD = "lusd.py"
 
 MUTANTS = {
     "null and text swapped": (LINEAR, '"edit_target": target.text,', '"edit_target": target.null,'),
@@ -47,10 +48,12 @@ MUTANTS = {
     "a moving point that stands": (LINEAR, "z_t = z_t + point * teacher.schedule.at(edit_t)[1] * change", "pass"),
     "v taken for eps in a flow": (NOISE, "return z_t + alpha * prediction", "return prediction"),
     "a direction of length zero": (
-        LINEAR,
-        "torch.where(deviation > 0, guidance * grad / deviation, torch.zeros_like(grad))",
-        "guidance * grad / deviation",
+        LUSD,
+        "torch.where(scale == 0, torch.zeros_like(d), guidance * d / scale)",
+        "guidance * d / scale",
     ),
+    "weak noise that stays": (LUSD, "t, eps = redrawn(", "redrawn("),
+    "noise that all images redraw": (LUSD, ".view(len(t), -1).any(1)", ".any().expand(len(t))"),
     "the strided beta of PDS": (LINEAR, "a_t = ab_t / ab_before", "a_t = ab_t / ab_s"),
 }
 
