@@ -386,6 +386,12 @@ def test_files_that_are_no_json_are_refused(folder: Path, content: str) -> None:
         assert name in refusal(DiffusionCheckpoint(str(folder)).teacher)
 
 
+def test_a_part_without_its_configuration_is_refused(folder: Path) -> None:
+    (folder / "unet" / "config.json").unlink()
+    expected = f"teacher: {folder}/unet/config.json: No such file or directory; copy the checkpoint whole"
+    assert refusal(DiffusionCheckpoint(str(folder)).teacher) == expected
+
+
 @pytest.mark.parametrize("change", [{"unet": None}, {"unet": ["diffusers", "Nope"]}, {"vae": 3}, {"text_encoder": []}])
 def test_an_index_without_a_class_is_refused(folder: Path, change: dict[str, Any]) -> None:
     edit_json(folder / "model_index.json", **change)

@@ -101,7 +101,9 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(result, dict):
             raise ValueError("it has no keys")
         return result
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"teacher: {path}: {error.strerror}; copy the checkpoint whole") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"teacher: {path} cannot be read as JSON: {error}") from error
 
 
