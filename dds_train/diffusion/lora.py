@@ -85,12 +85,11 @@ def _readable(pipeline: Any, path: Path) -> str | dict[str, torch.Tensor]:
     if settings is None:
         return str(path)
     config = json.loads(settings.read_text(encoding="utf-8"))
-    unknown = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
-    unknown += [config["peft_type"]] if config["peft_type"] != "LORA" else []
-    if unknown or path.suffix != ".safetensors":
-        raise ValueError(
-            f"of {settings.name} plain LoRA in .safetensors are taken, no {', '.join(unknown) or config['peft_type']}"
-        )
+    other = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
+    if config["peft_type"] != "LORA":
+        other.append(config["peft_type"])
+    if other or path.suffix != ".safetensors":
+        raise ValueError(f"of peft's adapters plain LoRA in .safetensors is taken, not {', '.join(other) or path.name}")
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
     weights = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in load_file(path).items()}
     of_text = all(name.startswith("text_model.") for name in weights)

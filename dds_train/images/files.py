@@ -111,7 +111,7 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[tuple[ImageFile.I
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         problem = f"cannot be read ({reason})" if reason else f"not a readable image ({first_line(error)})"
         remedy = remedies({Path(str(name)).suffix.lower()})
-        raise UserError(f"{name}: {problem}{'; ' * bool(remedy)}{remedy}") from error
+        raise UserError("; ".join(filter(None, (f"{name}: {problem}", remedy)))) from error
 
 
 def within_budget(image: ImageFile.ImageFile, size: int, enough: int | None) -> Image.Image:
