@@ -50,10 +50,8 @@ def main() -> None:
             for step, share in zip(steps, SHARES, strict=True):
                 gradient = dds_loss(teacher, z_source, z_source + share * edit, source, target, t, eps, 1.0).grad
                 step -= sigma / alpha.clamp(min=1e-3) * gradient / args.draws
-        print(
-            f"| {first} to {first + WIDTH - 1} | " + " | ".join(along_and_besides(step, edit) for step in steps) + " |",
-            flush=True,
-        )
+        cells = " | ".join(along_and_besides(step, edit) for step in steps)
+        print(f"| {first} to {first + WIDTH - 1} | {cells} |", flush=True)
 
 
 def along_and_besides(step: Tensor, edit: Tensor) -> str:

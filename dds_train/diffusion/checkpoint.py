@@ -388,7 +388,7 @@ class DiffusionCheckpoint:
             store_as_float8(network, dtype, kept)
         return network
 
-    def _refusal(self, problem: object, part: str = "") -> UserError:
+    def _refusal(self, problem: str | ValueError, part: str = "") -> UserError:
         """`part` has the problem, if it is one of a single part. What is one line for the user already stays as it is."""
         if isinstance(problem, UserError):
             return problem
@@ -459,7 +459,8 @@ class DiffusionCheckpoint:
         known: dict[str, Any] = {}
         for path, weight in self.additions.lora_files():
             if self._once(f"parts of {path}", partial(lora_parts, self._pipeline, path)) & set(parts):
-                files = [path, *filter(None, [settings_file(path)])]
+                settings = settings_file(path)
+                files = [path, settings] if settings else [path]
                 known.setdefault("lora", []).append([*map(file_digest, files), weight])
         if "text_encoder" in parts and self.additions.embeddings:
             known["embeddings"] = [[token, file_digest(path)] for token, path in self.additions.embedding_files()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dds_train import hub
 from dds_train.diffusion.part_files import files_to_load, is_complete
-from dds_train.errors import UserError
+from dds_train.errors import UserError, first_line
 
 INDEX = "model_index.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
@@ -57,7 +57,7 @@ def delivered(key: str, repository: str, what: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # whatever the hub's client raises when it cannot deliver
-        reason = (str(error).splitlines() or [""])[0] if isinstance(error, ConnectionError) else type(error).__name__
+        reason = first_line(error) if isinstance(error, ConnectionError) else type(error).__name__
         raise UserError(
             f"{key}={repository} is not on this disk{what} and the hub did not deliver it ({reason}); download it where there "
             f"is a network (hf download {repository} --local-dir DIR) and give {key}=DIR"

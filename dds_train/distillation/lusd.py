@@ -69,9 +69,10 @@ def deviation(x: Tensor) -> Tensor:
 
 def redrawn(t: Tensor, eps: Tensor, which: Tensor, t_range: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """t [N] and eps [N,C,h,w] with new ones where `which` [N]."""
+    keys: list[Key] = [
+        ("redraw", int(t[image]), str(eps[image].flatten()[:4].tolist())) for image in which.nonzero().flatten().tolist()
+    ]
+    new_t, new_eps = draw(eps.shape[1:], t_range, eps.device, keys)
     t, eps = t.clone(), eps.clone()
-    for image in which.nonzero().flatten().tolist():
-        key: Key = ("redraw", int(t[image]), str(eps[image].flatten()[:4].tolist()))
-        new_t, new_eps = draw(eps.shape[1:], t_range, eps.device, [key])
-        t[image], eps[image] = new_t[0], new_eps[0].to(eps.dtype)
+    t[which], eps[which] = new_t, new_eps.to(eps.dtype)
     return t, eps
