@@ -8,6 +8,10 @@ OUT := outputs/cat2lion
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --editable . --constraint constraints.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(VENV)/bin/pip install --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
@@ -16,13 +20,13 @@ cat2lion: $(VENV)/.installed
 	$(RUN) dds_train predict ckpt=$(OUT)/translator image=data/examples output_dir=$(OUT)/examples
 	@echo "Cats above, lions below: $(OUT)/examples/before_after.png (during training: $(OUT)/previews)"
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) pytest -n 2
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.installed-dev
 	$(RUN) pytest -m slow -n 2
 
 # The lowest versions that pyproject.toml allows, in an environment of its own (Python 3.10).

@@ -5,11 +5,17 @@ import sys
 from typing import Any
 from unittest import mock
 
+from hydra._internal.hydra import Hydra
+
 from dds_train.cli.launch import Launch, Mistakes
 
 
 def launch(command: str, *arguments: object) -> Launch:
-    with mock.patch.object(sys, "argv", ["dds_train"]), mock.patch.dict(os.environ, {"DDS_RUN_STAMP": "stamp"}):
+    with (
+        mock.patch.object(sys, "argv", ["dds_train"]),
+        mock.patch.dict(os.environ, {"DDS_RUN_STAMP": "stamp"}),
+        mock.patch.object(Hydra, "get_mode", return_value=None),  # composes once more, to look for hydra.mode alone
+    ):
         return Launch(command, [str(one) for one in arguments])
 
 
