@@ -44,6 +44,7 @@ SYNTHESIZE = ["synthesize", "prompts=a cat", "output_dir=cats"]
 # The last of these is the mistake, reported under the key that was typed.
 MISTAKES: list[tuple[list[str], str, str]] = [
     (FIT, "sorce=a", "sorce=a: no key 'sorce' in fit; did you mean 'source'?"),
+    (EVALUATE, "critters={edit:{fur:golden}}", "give its keys one by one, as critters.NAME=VALUE"),
     (FIT, "trainer.max_stepz=3", "did you mean 'trainer.max_steps'"),
     (FIT, "max_steps=3", "did you mean 'trainer.max_steps'"),
     (FIT, "data.cuont=3", "did you mean 'data.count'"),
@@ -414,6 +415,27 @@ def test_short_forms(folder: Path) -> None:
     config = configure(*EVALUATE, "clip=null", "structure=dino", "lpips=[alex]")
     assert (config.clip.model, config.structure.model, config.lpips.nets) == (None, "dino", ["alex"])
     assert configure(*FIT, "guidance={start:2.0,end:3.0,fraction:0.5}").guidance.start == 2.0
+
+
+def test_names_of_the_users_own_in_braces_replace_those_that_are_there(folder: Path) -> None:
+    config = configure(*EVALUATE, "swap={cat:lion, dog:big wolf}", "critters.edit={glasses:true}", "critters.source={}")
+    assert (config.swap, config.critters.edit, config.critters.source) == (
+        {"cat": "lion", "dog": "big wolf"},
+        {"glasses": True},
+        {},
+    )
+    config = configure(
+        "fit",
+        "+experiment=attributes",
+        "source=a cat",
+        "tasks={dog:{target:a dog}}",
+        "tasks_per_image=1",
+        "validation=0",
+        "best=null",
+    )
+    assert list(config.tasks) == ["dog"]
+    jobs = launch(*EVALUATE, "--multirun", "swap={cat:lion},{cat:dog}").jobs
+    assert [configure("evaluate", *job[2:]).swap for job in jobs] == [{"cat": "lion"}, {"cat": "dog"}]
 
 
 @pytest.mark.parametrize(("loss", "step"), [("dds", 0.05), ("pds", 0.55), ("csd", 0.375), ("lusd", 0.0097)])

@@ -50,8 +50,8 @@ def prepared(command: str, override: str, folders: Sequence[Path] = (CONF,), swe
 def expanded(
     command: str, override: str, folders: Sequence[Path] = (CONF,), typed: Mapping[str, str] = MappingProxyType({})
 ) -> list[str]:
-    """Short forms in full: a value for a group of keys that has one (`Short`), a path for a teacher or a data source; and a
-    teacher's path with the settings of its family.
+    """Short forms in full: a value for a group of keys that has one (`Short`), a path for a teacher or a data source; a
+    teacher's path with the settings of its family; and {...} for keys of the user's own, in place of those that are there.
 
     Args:
         folders: of YAML files.
@@ -61,6 +61,10 @@ def expanded(
     family = typed.get("teacher.config", "")[1:] or value  # of a single file
     if key == "teacher.path" and "teacher" not in typed:
         return [*teacher_settings(command, family), override]
+    if value.startswith("{") and not override.startswith("+"):
+        kinds = [kind for kind, _, own in types_at(MODELS[command], key.split(".")) if not own]
+        if any(typing.get_origin(kind) is dict and typing.get_args(kind)[0] is str for kind in kinds):
+            return [f"~{key}", f"+{override}"]
     field = MODELS[command].model_fields.get(key)
     if not equals or field is None or override.startswith("~"):
         return [override]

@@ -226,6 +226,8 @@ def message(command: str, key: str, error: ErrorDetails, choices: Mapping[str, s
 
 
 def unknown_key(command: str, key: str, value: str, known: Sequence[str]) -> str:
+    if value.startswith("={") and key in known:  # of what is in the braces
+        return f"{key}{value}: give its keys one by one, as {key}.NAME=VALUE"
     what = "group" if (CONF / key).is_dir() else "key"
     more = () if (CONF / key.split(".")[0]).is_dir() else subkeys(command, key)  # a group has the keys of its YAML file
     return f"{key}{value}: no {what} '{key}' in {command}{nearest(key, [*known, *more])}"
