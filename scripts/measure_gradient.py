@@ -5,6 +5,9 @@
 For latents on the way from the input to the ground truth it prints, as a share of the whole edit, what one step to the
 teacher's estimate of the clean latent would add: at 0 the pull that starts an edit; at 1, where it should be zero, how far it
 leads back from the ground truth. After the slash, what it changes besides. Guidance 1, prompts that are the critters' captions.
+
+Then what the teacher itself makes of the ground truth: noised to a timestep and denoised again (SDEdit), how much of the gap is
+still closed. What an image is at higher noise, the teacher cannot bring back.
 """
 
 import argparse
@@ -14,10 +17,12 @@ from torch import Tensor
 
 from dds_train.critters.captions import full_caption
 from dds_train.critters.dataset import to_tensor
+from dds_train.critters.scores import score_edit
 from dds_train.critters.world import VALIDATION_SEED, counterfactuals
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.distillation import dds_loss
 from dds_train.distillation.rng import draw
+from dds_train.methods.baselines import sdedit_latent
 
 SHARES = (0.0, 0.5, 1.0)
 WIDTH = 100  # timesteps of a row
@@ -52,6 +57,14 @@ def main() -> None:
                 step -= sigma / alpha.clamp(min=1e-3) * gradient / args.draws
         cells = " | ".join(along_and_besides(step, edit) for step in steps)
         print(f"| {first} to {first + WIDTH - 1} | {cells} |", flush=True)
+
+    print("\n| ground truths noised to timestep | gap closed | background PSNR |\n| --- | --- | --- |")
+    for percent in range(10, 100, 10):
+        _, eps = draw(edit.shape[1:], (0, 1), "cpu", [(0, "resample", image) for image in range(args.count)])
+        z = sdedit_latent(teacher, checkpoint.sampler(), z_truth, target, eps, strength=percent / 100, guidance=1.0)
+        scores = score_edit(autoencoder.decode(z), cats, {"species": args.species})
+        timestep = percent * len(teacher.schedule) // 100
+        print(f"| {timestep} | {scores.gap_closed:.3f} | {scores.background_psnr:.1f} |", flush=True)
 
 
 def along_and_besides(step: Tensor, edit: Tensor) -> str:
