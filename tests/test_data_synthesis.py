@@ -23,7 +23,8 @@ from dds_train.data import synthesis
 from dds_train.data.prompts import fill_all
 from dds_train.data.shards import ShardSource
 from dds_train.data.synthesis import Recipe, image_seed, recipe_for, synthesize, verify
-from dds_train.diffusion import DiffusionCheckpoint, PromptTable
+from dds_train.diffusion import DiffusionCheckpoint, PromptFile
+from dds_train.distillation import Condition
 from dds_train.errors import UserError
 from dds_train.runs.files import HOST, atomic_write
 
@@ -85,15 +86,14 @@ def test_a_sample_has_image_latent_prompt_and_seed(checkpoint: DiffusionCheckpoi
     synthesize(checkpoint, r, tmp_path / "d", batch_size=7)
     samples = content(tmp_path / "d")
     assert [s["json"]["prompt"] for s in samples] == PROMPTS
-    table = PromptTable.load(tmp_path / "d" / "prompts.safetensors")
+    prompts = PromptFile(tmp_path / "d" / "prompts.sqlite")
     for number, sample in enumerate(samples):
-        assert list(table.rows)[sample["json"]["prompt_id"]] == sample["json"]["prompt"]
         assert sample["json"]["seed"] == image_seed(r, number, 0)
         # The latent is that of the saved image, as predict encodes it.
         image = torch.from_numpy(sample["png"].astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         torch.testing.assert_close(torch.from_numpy(sample["z.npy"])[None], checkpoint.autoencoder().encode(image))
-    for prompt, row in table.rows.items():
-        assert torch.equal(row["text"], checkpoint.text_encoder().embed(prompt)["text"])
+    for prompt in ["", *PROMPTS]:
+        assert torch.equal(prompts.embed([prompt])["text"], checkpoint.text_encoder().embed(prompt)["text"])
 
 
 def test_missing_and_damaged_shards_are_sampled_again(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_filtered_by_clip(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> No
 
     real = module.sample_images
 
-    def spy(checkpoint: DiffusionCheckpoint, recipe: Recipe, prompts: list[str], now: list[int]) -> tuple[Tensor, Tensor]:
+    def spy(checkpoint: DiffusionCheckpoint, recipe: Recipe, condition: Condition, now: list[int]) -> tuple[Tensor, Tensor]:
         seeds_of_batch[:] = now
-        return real(checkpoint, recipe, prompts, now)
+        return real(checkpoint, recipe, condition, now)
 
     def score(images: Tensor, prompts: Sequence[str]) -> list[float]:
         tried.extend(seeds[seed] for seed in seeds_of_batch)
@@ -197,11 +197,11 @@ def test_a_kill_loses_one_batch_and_changes_no_bit(
     sampled: list[int] = []
     sample = synthesis.sample_images
 
-    def counting(checkpoint: DiffusionCheckpoint, r: Recipe, prompts: list[str], seeds: list[int]) -> Any:
+    def counting(checkpoint: DiffusionCheckpoint, r: Recipe, condition: Condition, seeds: list[int]) -> Any:
         if len(sampled) >= limit:
             raise Killed
         sampled.extend(seeds)
-        return sample(checkpoint, r, prompts, seeds)
+        return sample(checkpoint, r, condition, seeds)
 
     monkeypatch.setattr(synthesis, "sample_images", counting)
     limit = 1000
@@ -233,7 +233,7 @@ def test_kept_images_are_used_by_batches_of_another_size_and_by_this_recipe_alon
     monkeypatch.setattr(synthesis, "sample_images", dying)
     with pytest.raises(Killed):
         synthesize(checkpoint, recipe(checkpoint, per_shard=7), tmp_path, batch_size=3)
-    (work,) = (tmp_path / ".work").iterdir()
+    (work,) = (tmp_path / ".work").glob("shard-*")
     (work / "1.safetensors").write_bytes(b"cut")
 
     def counting(*arguments: Any) -> Any:

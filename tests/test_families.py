@@ -15,7 +15,7 @@ from shell import PROMPTS, fit, run
 from tiny_families import TINY
 from torch import Tensor
 
-from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
+from dds_train.diffusion import DiffusionCheckpoint, PromptFile, PromptTable, sample_latents
 from dds_train.diffusion.families import find_family
 from dds_train.diffusion.families.base import unpack
 from dds_train.diffusion.schedule import make_scheduler
@@ -30,7 +30,6 @@ from dds_train.methods.baselines import ddim_swap_latent, sdedit_latent
 from dds_train.methods.masks import automatic_mask
 from dds_train.methods.optimize import optimize_latent
 from dds_train.training.memory import step_bytes
-from dds_train.training.tasks import TaskBank
 from dds_train.translator import Task, TranslatorConfig, export_translator, load_translator, make_translator, remembered
 from dds_train.translator.pipeline import Translator
 
@@ -214,19 +213,14 @@ def test_memory_and_checkpointing(checkpoint: DiffusionCheckpoint, kind: str) ->
     assert 0 < sizes[0] < sizes[1]
 
 
-def test_prompts_of_any_length_in_a_table_on_disk(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
-    table = PromptTable.of(checkpoint.text_encoder(), ["a cat", "a much longer prompt"])
-    table.save(tmp_path / "prompts.safetensors")
-    again = PromptTable.load(tmp_path / "prompts.safetensors")
-    teacher, t = checkpoint.teacher(), torch.tensor([500])
-    z = latents(1, teacher.latent_shape[0])
-    with torch.no_grad():
-        for text, prompt in table.rows.items():
-            expected = teacher.predict_eps(z, t, prompt)
-            torch.testing.assert_close(teacher.predict_eps(z, t, again.rows[text]), expected)
-    tasks = {"lion": Task("a cat", "a much longer prompt", "a cat")}
-    source, target = TaskBank.embed(tasks, again).conditions(torch.tensor([0, 0]), None)
-    assert target.text["text"].shape == source.text["text"].shape == source.null["text"].shape
+def test_prompts_of_any_length_in_a_file(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    file, texts = PromptFile(tmp_path / "prompts.sqlite"), ["", "a cat", "a much longer prompt"]
+    checkpoint.embed_into(file, texts)
+    table = PromptTable.of(checkpoint.text_encoder(), texts)
+    for some in ([""], ["a cat"], ["a much longer prompt"], texts):
+        ours, theirs = file.embed(some), table.embed(some)
+        assert dict(ours.items()).keys() == dict(theirs.items()).keys()
+        assert all(torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype for name, tensor in theirs.items())
 
 
 def test_prompts_are_cut_at_max_tokens(checkpoint: DiffusionCheckpoint) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,11 +17,11 @@ from training_runs import build, fit, trainer
 from dds_train.critters.dataset import to_tensor
 from dds_train.critters.scores import score_edit
 from dds_train.critters.world import critter
-from dds_train.diffusion import DiffusionCheckpoint, PromptTable
+from dds_train.diffusion import DiffusionCheckpoint, PromptTable, TextEncoder
 from dds_train.distillation import Prompt
 from dds_train.errors import UserError
 from dds_train.training.memory import PeakMemory
-from dds_train.training.tasks import TaskBank, check_captions
+from dds_train.training.tasks import TaskBank, check_captions, embed_tasks
 from dds_train.training.validation import CritterValidation
 from dds_train.translator import Task, TranslatorConfig, all_prompts, make_tasks
 
@@ -134,15 +135,31 @@ def storages(holder: Any) -> dict[int, tuple[str, int]]:
     return found
 
 
-def test_a_table_from_disk_is_not_read_until_it_is_used(tmp_path: Path) -> None:
-    table = PromptTable({text: Prompt({"text": torch.randn(1, 7, 16)}) for text in ("", "a", "b")})
-    table.save(tmp_path / "t.safetensors")
-    again = PromptTable.load(tmp_path / "t.safetensors")
-    assert list(again.rows) == list(table.rows)
-    assert all(torch.equal(again.rows[text]["text"], table.rows[text]["text"]) for text in table.rows)
-    (only,) = {row["text"].untyped_storage().data_ptr() for row in again.rows.values()}
-    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("t.safetensors")]
-    assert any(int(start, 16) <= only < int(end, 16) for start, end in (line.split()[0].split("-") for line in mapped))
+def test_captions_are_embedded_once_and_stay_on_the_disk(
+    tiny: Callable[[str], Path], text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DDS_CACHE", str(tmp_path))
+    captions = ["a gray cat", "a cat", "a gray cat"]
+    tasks = {"lion": Task("{caption}", "{caption}", "to a lion", {"cat": "lion"}), "plain": Task("a cat", "a dog", "x")}
+    source: Any = SimpleNamespace(captions=captions)
+    expected = bank(text, tasks, tuple(captions))
+    asked: list[Any] = []
+    embed = TextEncoder.embed
+    monkeypatch.setattr(TextEncoder, "embed", lambda self, prompt: (asked.append(prompt), embed(self, prompt))[1])
+    for start in range(2):
+        checkpoint = DiffusionCheckpoint(str(tiny("epsilon")))
+        made = embed_tasks(tasks, source, checkpoint, "ugly")
+        assert sorted(asked) == sorted({"", "ugly", *all_prompts(tasks.values(), captions)})
+        assert "text_encoder" not in checkpoint._loaded, start
+        # Of 4 instructions, empty and negative prompts alone: what a run holds does not grow with its captions.
+        assert sum(size for _, size in storages(made).values()) == 4 * expected.null["text"].nbytes
+        pairs = zip(*(b.conditions(torch.tensor([0, 1, 0]), torch.tensor([0, 1, 2])) for b in (made, expected)), strict=True)
+        for ours, theirs in pairs:
+            assert torch.equal(ours.text["text"], theirs.text["text"])
+            assert torch.equal(ours.null["text"], theirs.null["text"])
+        assert torch.equal(made.instruction["text"], expected.instruction["text"])
+    embed_tasks(tasks, source, DiffusionCheckpoint(str(tiny("epsilon")), max_tokens=150))
+    assert asked.count("a gray cat") == 2  # of another length: other embeddings
 
 
 def test_tasks_from_the_configuration() -> None:

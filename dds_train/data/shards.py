@@ -24,14 +24,14 @@ from torch.utils.data import Dataset
 from dds_train.data.paths import find_shards
 from dds_train.data.source import Sample, StorageError, image_size
 from dds_train.data.tar_index import OpenFiles, ShardSample, scan_shard
-from dds_train.diffusion import DiffusionCheckpoint, PromptTable
+from dds_train.diffusion import DiffusionCheckpoint, PromptFile
 from dds_train.errors import UserError, first_line
 from dds_train.images.files import decode_image, square_crop
 
 LATENT = "z.npy"
 IMAGES = ("png", "jpg", "jpeg", "webp")
 MANIFEST = "manifest.json"
-TABLE = "prompts.safetensors"
+TABLE = "prompts.sqlite"
 FORMAT = 2  # of the manifest
 CAPTIONS = ("prompt", "caption", "text")  # keys of a .json
 LOOKED_AT = 32  # latents whose most common shape is that of the data set
@@ -125,9 +125,10 @@ class ShardSource:
         return captions
 
     @property
-    def prompts(self) -> PromptTable | None:
+    def prompts(self) -> PromptFile | None:
         """Embeddings of the prompts, if `synthesize` made the shards."""
-        return PromptTable.load(self.shards[0].parent / TABLE) if self.manifest else None
+        path = self.shards[0].parent / TABLE
+        return PromptFile(path) if self.manifest and path.exists() else None
 
     @property
     def preview(self) -> LinearPreview | None:

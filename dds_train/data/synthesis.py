@@ -1,11 +1,11 @@
-"""Data sets sampled from the teacher: WebDataset shards of images, latents and prompts, with a table of prompt embeddings.
+"""Data sets sampled from the teacher: WebDataset shards of images, latents and prompts, with a file of prompt embeddings.
 
-DIR/shard-00000.tar ...   NAME.png, NAME.z.npy (latent of that png), NAME.json (prompt, its row in the table, seed, score)
-DIR/prompts.safetensors   embeddings of all prompts
+DIR/shard-00000.tar ...   NAME.png, NAME.z.npy (latent of that png), NAME.json (prompt, seed, score)
+DIR/prompts.sqlite        embeddings of all prompts (`PromptFile`)
 DIR/manifest.json         checksums, digests of the teacher, sampling settings; written last, when all shards are complete
 DIR/preview.png           the first images
 DIR/record.jsonl          settings that determine the data set, and the shards that are complete
-DIR/.work/                batches of shards that are not complete, so that a kill loses one batch
+DIR/.work/                embeddings, and batches of shards that are not complete, so that a kill loses one batch
 """
 
 import hashlib
@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from dds_train.data.kept_batches import KeptBatches
 from dds_train.data.shards import FORMAT, LATENT, MANIFEST, TABLE, ShardSource, read_manifest
-from dds_train.diffusion import DiffusionCheckpoint, PromptTable, sample_latents
+from dds_train.diffusion import DiffusionCheckpoint, PromptFile, sample_latents
+from dds_train.distillation.guidance import Condition
 from dds_train.errors import UserError
 from dds_train.images.files import save_image, to_pil
 from dds_train.images.grids import image_grid
@@ -92,7 +93,7 @@ def synthesize(
 
     Args:
         batch_size: images at a time; changes them by rounding errors only.
-        extra_prompts: prompts for the table of embeddings, so that `fit` needs no text encoder for them.
+        extra_prompts: prompts for the file of embeddings, so that `fit` needs no text encoder for them.
         score: filter of a recipe with `score`; an image that fails `recipe.tries` times is left out.
         rank, world_size: this process samples every `world_size`-th shard. The last one to finish writes the manifest.
 
@@ -104,11 +105,15 @@ def synthesize(
     """
     with Record(folder, "synthesize", rank) as record:
         claim(record, recipe)
-        _sample_missing(checkpoint, recipe, record, batch_size, score, rank, world_size)
+        table = folder / TABLE
+        prompts = PromptFile(table if table.exists() else folder / WORK / f"prompts-{recipe.digest()[:16]}.sqlite")
+        checkpoint.embed_into(prompts, [*recipe.prompts, *extra_prompts])  # all of them before the denoiser is loaded
+        _sample_missing(checkpoint, recipe, record, prompts, batch_size, score, rank, world_size)
         with FileLock(folder / ".manifest.lock"):
             if not all((folder / name).exists() for name in recipe.shards):
                 return False
-            _add_prompts(checkpoint, folder, [*recipe.prompts, *extra_prompts])
+            if not table.exists():
+                os.replace(prompts.path, table)
             if not (folder / MANIFEST).exists():
                 _finish(checkpoint, recipe, folder, batch_size)
     return True
@@ -132,6 +137,7 @@ def _sample_missing(
     checkpoint: DiffusionCheckpoint,
     recipe: Recipe,
     record: Record,
+    prompts: PromptFile,
     batch_size: int,
     score: Score | None,
     rank: int,
@@ -146,14 +152,13 @@ def _sample_missing(
     for _, name in missing:
         (folder / name).unlink(missing_ok=True)
     first = {n: range(n * recipe.per_shard, min((n + 1) * recipe.per_shard, len(recipe.prompts))) for n, _ in missing}
-    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(["", *recipe.prompts]))}
     with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
         for number, name in missing:
             kept = KeptBatches(folder / WORK / f"{name}-{key[:16]}")
             with atomic_write(folder / name, durable=True) as partial, partial.open("wb") as file:
                 tar = TarWriter(file, mtime=0, encoder=False)
                 try:
-                    _write_shard(tar, checkpoint, recipe, rows, first[number], batch_size, score, bar, kept)
+                    _write_shard(tar, checkpoint, recipe, prompts, first[number], batch_size, score, bar, kept)
                 except BaseException:
                     tar.tarstream.fileobj.closed = True  # or it writes its rest when it is collected, though the disk is full
                     raise
@@ -166,7 +171,7 @@ def _write_shard(
     tar: TarWriter,
     checkpoint: DiffusionCheckpoint,
     recipe: Recipe,
-    rows: dict[str, int],
+    embedded: PromptFile,
     indices: range,
     batch_size: int,
     score: Score | None,
@@ -182,8 +187,9 @@ def _write_shard(
         # The queue depends on scores alone: after a kill it comes to the same batches.
         fresh = [number for number, seed in enumerate(seeds) if seed not in kept]
         if fresh:
-            some = [seeds[number] for number in fresh]
-            kept.keep(some, *sample_images(checkpoint, recipe, [prompts[number] for number in fresh], some))
+            some, texts = [seeds[number] for number in fresh], [prompts[number] for number in fresh]
+            condition = embedded.table(texts, checkpoint.device).condition(texts)
+            kept.keep(some, *sample_images(checkpoint, recipe, condition, some))
         images, latents = kept.load(seeds)
         scores: Sequence[float | None] = score(images, prompts) if score else [None] * len(batch)
         for (index, attempt), seed, image, z, value in zip(batch, seeds, images, latents, scores, strict=True):
@@ -192,7 +198,7 @@ def _write_shard(
                 queue += [(index, attempt + 1)] if attempt + 1 < recipe.tries else []
                 bar.update(attempt + 1 == recipe.tries)
                 continue
-            record = {"prompt": prompt, "prompt_id": rows[prompt], "seed": seed, **({} if value is None else {"score": value})}
+            record = {"prompt": prompt, "seed": seed, **({} if value is None else {"score": value})}
             members = {"png": encode_png(image), LATENT: encode_npy(z), "json": json.dumps(record).encode()}
             accepted[index] = {"__key__": f"{index:08d}", **members}
             bar.update()
@@ -202,11 +208,10 @@ def _write_shard(
 
 
 def sample_images(
-    checkpoint: DiffusionCheckpoint, recipe: Recipe, prompts: list[str], seeds: list[int]
+    checkpoint: DiffusionCheckpoint, recipe: Recipe, condition: Condition, seeds: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Images [B,3,H,W] in [-1,1], rounded to 8 bits, and their latents [B,C,h,w]."""
     autoencoder = checkpoint.autoencoder()
-    condition = checkpoint.embedded(recipe.prompts).condition(prompts)  # of all at once, before the denoiser is loaded
     z = sample_latents(
         checkpoint.teacher(), checkpoint.sampler(), condition, seeds, steps=recipe.steps, guidance=recipe.guidance
     )
@@ -225,15 +230,6 @@ def encode_npy(z: Tensor) -> bytes:
     content = io.BytesIO()
     np.save(content, z.numpy(), allow_pickle=False)
     return content.getvalue()
-
-
-def _add_prompts(checkpoint: DiffusionCheckpoint, folder: Path, prompts: Sequence[str]) -> None:
-    path = folder / TABLE
-    table = PromptTable.load(path) if path.exists() else PromptTable({})
-    completed = table.completed(prompts, checkpoint.embedded)
-    if completed is not table:
-        with atomic_write(path, durable=True) as partial:
-            completed.save(partial)
 
 
 def _finish(checkpoint: DiffusionCheckpoint, recipe: Recipe, folder: Path, batch_size: int) -> None:

@@ -4,6 +4,7 @@ from dds_train.diffusion.additions import Additions
 from dds_train.diffusion.autoencoder import Autoencoder
 from dds_train.diffusion.checkpoint import DiffusionCheckpoint
 from dds_train.diffusion.frozen import Frozen
+from dds_train.diffusion.prompt_file import PromptFile
 from dds_train.diffusion.prompt_table import PromptTable
 from dds_train.diffusion.sampling import sample_latents
 from dds_train.diffusion.teacher import Teacher
@@ -14,6 +15,7 @@ __all__ = [
     "Autoencoder",
     "DiffusionCheckpoint",
     "Frozen",
+    "PromptFile",
     "PromptTable",
     "Teacher",
     "TextEncoder",

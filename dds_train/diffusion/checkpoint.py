@@ -41,6 +41,7 @@ from dds_train.diffusion.part_files import (
     tensor_digests,
     weights_digests,
 )
+from dds_train.diffusion.prompt_file import PromptFile
 from dds_train.diffusion.prompt_table import PromptTable
 from dds_train.diffusion.quantization import check_quantization, loading_options, store_as_float8
 from dds_train.diffusion.schedule import make_scheduler
@@ -51,12 +52,13 @@ from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.losses import needs_null
 from dds_train.distillation.noise import LEAST_SIGNAL, NoiseSchedule
 from dds_train.errors import UserError, first_line
-from dds_train.runs.digest import cached_by_file, digest, file_digest
+from dds_train.runs.digest import cache_folder, cached_by_file, digest, file_digest
 
 CRITTERS = Path(__file__).parents[1] / "critters"
 BUNDLED = {"bundled": CRITTERS / "teacher", "bundled_flow": CRITTERS / "flow_teacher"}
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 TEXT = ("tokenizer", "text_encoder")  # the folders that begin so
+EMBEDDING = 1  # version of what families make of a prompt; a change makes cached embeddings old
 UNIMPORTANT = ("dtype", "torch_dtype", "transformers_version", "architectures")  # of configurations: differ between copies
 
 T = TypeVar("T")
@@ -147,6 +149,22 @@ class DiffusionCheckpoint:
         if not keep:
             self.release("text_encoder")
         return table
+
+    def embed_into(self, file: PromptFile, prompts: Iterable[str]) -> None:
+        """Complete a file with these prompts and the empty one; the text encoder is loaded and freed as by `embedded`."""
+        keep = "text_encoder" in self._loaded
+        file.complete(["", *prompts], self.text_encoder)
+        if not keep:
+            self.release("text_encoder")
+
+    def embedded_in_cache(self, prompts: Iterable[str]) -> PromptFile:
+        """The file in the cache folder of all that was ever embedded by this text encoder, in this precision and on this kind
+        of device, with these prompts in it: for more of them than the memory holds."""
+        device = torch.device(self.device).type  # others round differently
+        identity = digest([EMBEDDING, self.family.name, self.digest("text"), self.precision, device])
+        file = PromptFile(cache_folder() / "prompts" / f"{identity[:16]}.sqlite")
+        self.embed_into(file, prompts)
+        return file
 
     def release(self, *parts: str) -> None:
         """Forget "teacher", "autoencoder" or "text_encoder": its memory is free once nothing else holds it."""

@@ -1,11 +1,8 @@
-"""A table of encoded prompts: each is encoded once, and on disk it stands in for the text encoder."""
+"""A table of encoded prompts in memory: each is encoded once."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dds_train.diffusion.text_encoder import TextEncoder
 from dds_train.distillation.guidance import Condition
@@ -30,12 +27,9 @@ class PromptTable:
 
     def completed(self, texts: Iterable[str], embedded: Callable[[list[str]], "PromptTable"]) -> "PromptTable":
         """The table with all of `texts` in it; `embedded` makes one of those that are missing, if there are any."""
-        missing = self.missing(texts)
+        missing = [text for text in dict.fromkeys(["", *texts]) if text not in self.rows]
         rows = embedded(missing).rows if missing else {}
         return PromptTable({**self.rows, **{text: rows[text] for text in missing}}, self.device) if missing else self
-
-    def missing(self, texts: Iterable[str]) -> list[str]:
-        return [text for text in dict.fromkeys(["", *texts]) if text not in self.rows]
 
     def embed(self, texts: Iterable[str]) -> Prompt:
         """N texts of the table as N prompts."""
@@ -46,16 +40,3 @@ class PromptTable:
         prompts = self.embed(texts)
         unlike = None if negative is None else self.embed([negative]).expand(len(prompts))
         return Condition(text=prompts, null=self.embed([""]).expand(len(prompts)), negative=unlike)
-
-    def save(self, path: Path) -> None:
-        # The order of the texts is the order of the rows; the texts themselves go into the file's metadata.
-        metadata = {f"{i:08d}": text for i, text in enumerate(self.rows)}
-        save_file(dict(Prompt.cat(list(self.rows.values())).items()), path, metadata)
-
-    @classmethod
-    def load(cls, path: Path) -> "PromptTable":
-        """The rows are views of the file, mapped into memory: what is not used is not read."""
-        with safe_open(path, framework="pt") as file:
-            texts = [text for _, text in sorted(file.metadata().items())]
-            prompts = Prompt({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-        return cls({text: prompts[i : i + 1] for i, text in enumerate(texts)})

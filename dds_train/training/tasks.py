@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dds_train.data.shards import ShardSource
 from dds_train.data.source import Source
-from dds_train.diffusion import DiffusionCheckpoint, PromptTable
+from dds_train.diffusion import DiffusionCheckpoint, PromptFile, PromptTable
 from dds_train.distillation.guidance import Condition
 from dds_train.distillation.prompt import Prompt
 from dds_train.errors import UserError
@@ -20,14 +20,16 @@ from dds_train.translator import Task, all_prompts
 def embed_tasks(
     tasks: Mapping[str, Task], source: Source, checkpoint: DiffusionCheckpoint, negative: str | None = None
 ) -> "TaskBank":
-    """The tasks with their prompts, from the table beside the shards; the text encoder is loaded only for prompts that are not
-    there, and freed."""
+    """The tasks with their prompts, which are read from the file beside the shards, if that has all of them. Otherwise the text
+    encoder is loaded, and freed; what it makes of captions stays on the disk, where the next run finds it."""
     captions = source.captions if any(task.needs_captions for task in tasks.values()) else ()
     check_captions(tasks, captions)
-    table = (source.prompts if isinstance(source, ShardSource) else None) or PromptTable({})
-    prompts = [*all_prompts(tasks.values(), captions), *([negative] if negative else [])]
-    table = table.completed(prompts, checkpoint.embedded)
-    return TaskBank.embed(tasks, table, captions, negative)
+    prompts = ["", *all_prompts(tasks.values(), captions), *([negative] if negative else [])]
+    shards = source.prompts if isinstance(source, ShardSource) else None
+    if shards and not shards.missing(prompts):
+        return TaskBank.embed(tasks, shards, captions, negative)
+    embedded = checkpoint.embedded_in_cache if captions else checkpoint.embedded
+    return TaskBank.embed(tasks, embedded(prompts), captions, negative)
 
 
 def check_captions(tasks: Mapping[str, Task], captions: Sequence[str]) -> None:
@@ -51,10 +53,10 @@ def check_captions(tasks: Mapping[str, Task], captions: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class TaskBank:
-    """K tasks with their prompts, which stay in the table: only those of a batch go to the device."""
+    """K tasks with their prompts, which stay in the table, or on the disk: only those of a batch go to the device."""
 
     tasks: Mapping[str, Task]
-    table: PromptTable  # all prompts of the tasks
+    table: PromptTable | PromptFile  # all prompts of the tasks
     captions: Sequence[str]  # of all images, in order, if any task contains {caption}
     instruction: Prompt  # [K]
     null: Prompt  # [1]
@@ -62,7 +64,11 @@ class TaskBank:
 
     @classmethod
     def embed(
-        cls, tasks: Mapping[str, Task], table: PromptTable, captions: Sequence[str] = (), negative: str | None = None
+        cls,
+        tasks: Mapping[str, Task],
+        table: PromptTable | PromptFile,
+        captions: Sequence[str] = (),
+        negative: str | None = None,
     ) -> "TaskBank":
         """`table` holds all prompts of the tasks (`task.all_prompts`) and the negative one."""
         return cls(
@@ -70,8 +76,8 @@ class TaskBank:
             table=table,
             captions=captions,
             instruction=table.embed(task.instruction for task in tasks.values()),
-            null=table.rows[""],
-            negative=None if negative is None else table.rows[negative],
+            null=table.embed([""]),
+            negative=None if negative is None else table.embed([negative]),
         )
 
     def to(self, device: torch.device) -> "TaskBank":
