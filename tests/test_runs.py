@@ -14,7 +14,7 @@ import torch.distributed
 from dds_train.errors import UserError
 from dds_train.runs.digest import CACHE_FROM, cached_by_file, digest, file_digest
 from dds_train.runs.files import atomic_write, remove_leavings
-from dds_train.runs.ranks import rank_and_world
+from dds_train.runs.ranks import Ranks, local_rank, rank_and_world
 from dds_train.runs.record import Record
 from dds_train.runs.stamp import run_stamp
 
@@ -388,7 +388,7 @@ def test_the_second_run_in_a_folder_learns_who_is_there(tmp_path: Path) -> None:
     process = hold(tmp_path / "out")
     with pytest.raises(UserError, match=rf"in use by fit \(process {process.pid} on .*, since 20.*\); wait"):
         Record(tmp_path / "out", "fit").__enter__()
-    with Record(tmp_path / "out", "fit", rank=1) as record:  # another rank of that run
+    with Record(tmp_path / "out", "fit", Ranks(1)) as record:  # another rank of that run
         record.claim({"lr": 1})
     process.communicate("\n")
     with Record(tmp_path / "out", "fit"):
@@ -406,9 +406,10 @@ def test_a_killed_run_holds_no_folder(tmp_path: Path, children: tuple[str, ...])
 
 def test_ranks_share_one_claim(tmp_path: Path) -> None:
     code = (
-        "import sys; from dds_train.runs.record import Record\n"
-        "with Record(sys.argv[1], 'synthesize', rank=int(sys.argv[2])) as record: record.claim({'seed': 0})"
+        "import sys; from dds_train.runs.ranks import Ranks; from dds_train.runs.record import Record\n"
+        "with Record(sys.argv[1], 'fit', Ranks(int(sys.argv[2]))) as record: record.claim({'seed': 0})"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "out", str(rank)]) for rank in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
-    assert len((tmp_path / "out" / "record.jsonl").read_text().splitlines()) == 1
+    lines = [line for path in (tmp_path / "out").glob("record*.jsonl") for line in path.read_text().splitlines()]
+    assert sum('"claim"' in line for line in lines) == 1

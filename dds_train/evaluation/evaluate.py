@@ -126,7 +126,7 @@ def edit_items(
             images = [one.truth if of_truth and one.truth is not None else one.image for _, one in some]
             return method(torch.cat(images), [item.source for item, _ in some], [item.target for item, _ in some])
 
-        for group in batches(missing, attrgetter("size"), batch_size):
+        for group in batches(missing, attrgetter("size"), lambda size: batch_size):
             images = [item.load() for item in group]
             run = partial(within_memory, edit, list(zip(group, images, strict=True)), "give max_side=")
             outputs, seconds, peak = cost(run, shared.checkpoint.device)
@@ -171,7 +171,7 @@ def measure_files(
 ) -> None:
     """Measure what results lack, on their files."""
     with tqdm(total=len(items) * len(methods), desc="measure", unit="edit") as bar:
-        for group in batches(items, attrgetter("size"), batch_size):
+        for group in batches(items, attrgetter("size"), lambda size: batch_size):
             for method in methods:
                 by_lacking: dict[tuple[Metric, ...], list[EvaluationItem]] = {}
                 for item in group:
