@@ -14,7 +14,7 @@ import torch.distributed
 from dds_train.errors import UserError
 from dds_train.runs.digest import CACHE_FROM, cached_by_file, digest, file_digest
 from dds_train.runs.files import atomic_write, remove_leavings
-from dds_train.runs.ranks import Ranks, local_rank, rank_and_world
+from dds_train.runs.ranks import Ranks, rank_and_world
 from dds_train.runs.record import Record
 from dds_train.runs.stamp import run_stamp
 

@@ -1,24 +1,21 @@
 """Edit images with a trained translator, one pass each."""
 
-from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dds_train.cli.schema import PredictConfig
 from dds_train.diffusion.device import find_rank_device
 from dds_train.errors import UserError
-from dds_train.images.grids import SHOWN, save_before_after
 from dds_train.images.masks import AUTO
 from dds_train.images.streaming import begun, read_ahead
 from dds_train.methods.masking import Masking
 from dds_train.methods.outcome import Outcome, stops
 from dds_train.methods.translate import (
     MaskedTranslator,
-    TranslationRequest,
     check_origins,
     plan_translations,
     read_items,
+    results,
     translate_items,
 )
 from dds_train.runs.record import Record
@@ -53,18 +50,8 @@ def run(config: PredictConfig) -> None:
         edit = MaskedTranslator(translator, instruction, config.strength, masking, task, config.seed)
         translate_items(edit, read_ahead(items), record, outcome, len(own))
         if (outcomes := record.gather(outcome.values())) is not None:
-            report(record, requests, Outcome.of_all(outcomes))
-
-
-def report(record: Record, requests: Sequence[TranslationRequest], outcome: Outcome) -> None:
-    folder, failed = record.folder, {image for image, _ in outcome.failed}
-    good = (request for request in requests if str(request.image) not in failed and request.result in record.results)
-    save_before_after([(one.image, folder / one.result) for one in islice(good, SHOWN)], folder / "before_after.png")
-    if outcome.found:
-        print(f"{outcome.found} of {len(requests)} images are in {folder} already", flush=True)
-    count = outcome.made + outcome.found
-    print(f"{count} images in {folder}; before and after: {folder / 'before_after.png'}", flush=True)
-    outcome.report(folder, len(requests), "images")
+            of_all = Outcome.of_all(outcomes)
+            of_all.report(record.folder, results(requests, record, of_all), len(requests), "image")
 
 
 def settings(

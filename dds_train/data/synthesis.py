@@ -94,7 +94,7 @@ def synthesize(
         batch_size: images at a time; changes them by rounding errors only.
         extra_prompts: prompts for the table of embeddings, so that `fit` needs no text encoder for them.
         score: filter of a recipe with `score`; an image that fails `recipe.tries` times is left out.
-        ranks: this process samples its share of the shards; the first waits for the others of its launch and writes the manifest.
+        ranks: this process samples its share of the shards; the first waits for those of its launch and writes the manifest.
 
     Returns:
         whether this process has seen the data set complete.

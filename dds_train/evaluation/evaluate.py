@@ -81,8 +81,9 @@ def evaluate(
     metrics: Sequence[Metric],
     record: Record,
     batch_size: int = 32,
-) -> Evaluation:
-    """Edit `items` with `methods` and measure the results, as far as `record` does not have them.
+) -> Evaluation | None:
+    """Edit `items` with `methods` and measure the results, as far as `record` does not have them. Ranks share the items; the
+    first one waits for the others, and measures by networks; None on others.
 
     Args:
         context: makes one for each method, with models of its own, given back before the next: its memory is its own.
@@ -93,7 +94,9 @@ def evaluate(
     """
     results = Results(record)
     metrics = [metric for metric in metrics if any(map(metric.applies, items))]
-    edit_items(methods, context, items, metrics, results, batch_size)
+    edit_items(methods, context, record.ranks.share(items), metrics, results, batch_size)
+    if record.gather(None) is None:
+        return None
     available, unavailable = load_networks(metrics)
     networks = {metric.network.name: metric.network.weights for metric in available if metric.network}
     record.claim({"networks": networks}, growing=["networks"])

@@ -14,7 +14,6 @@ from torchvision.utils import make_grid
 from dds_train.images.files import from_pil, read_image, save_image, to_pil
 from dds_train.runs.files import atomic_write
 
-
 SHOWN = 64  # pairs in before_after.png
 
 

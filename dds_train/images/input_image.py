@@ -35,8 +35,8 @@ def read_input_image(path: Path, max_side: int | None) -> InputImage:
 
 
 def header_size(path: Path, max_side: int | None) -> tuple[int, int]:
-    """(H, W) of `read_input_image`, up to a pixel, by the file's header: nothing is decoded. Raises UserError as `read_image` does
-    for a file that is no image."""
+    """(H, W) of `read_input_image`, up to a pixel, by the file's header: nothing is decoded. Raises UserError for what is no
+    image."""
     with opened(path, str(path)) as (image, _):
         width, height = image.size
         if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:

@@ -17,9 +17,7 @@ K = TypeVar("K")
 AHEAD = 1024  # items
 
 
-def batches(
-    items: Iterable[T], key_of: Callable[[T], K], limit: Callable[[K], int], ahead: int = AHEAD
-) -> Iterator[list[T]]:
+def batches(items: Iterable[T], key_of: Callable[[T], K], limit: Callable[[K], int], ahead: int = AHEAD) -> Iterator[list[T]]:
     """Items of one key together, up to `limit(key)` of them, as they come: at most `ahead` wait for others of their key."""
     groups: dict[K, list[T]] = {}
     waiting = 0

@@ -5,12 +5,14 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dds_train.data.source import storage_error
 from dds_train.errors import PartlyDone, UserError
 from dds_train.images.edit_list import is_edit_list
+from dds_train.images.grids import SHOWN, save_before_after
 from dds_train.runs.files import atomic_write
 
 FAILED = "failed.csv"
@@ -18,7 +20,8 @@ FAILED = "failed.csv"
 
 def stops(on_error: str, spec: str | Sequence[str]) -> bool:
     """Whether an image that fails ends the run: on_error=auto stops for a single file."""
-    return on_error == "stop" or (on_error == "auto" and isinstance(spec, str) and os.path.isfile(spec) and not is_edit_list(spec))
+    single = isinstance(spec, str) and os.path.isfile(spec) and not is_edit_list(spec)
+    return on_error == "stop" or (on_error == "auto" and single)
 
 
 @dataclass
@@ -35,8 +38,8 @@ class Outcome:
         return self.made + self.found + len(self.failed)
 
     @contextlib.contextmanager
-    def leaving_out(self, image: Path) -> Iterator[None]:
-        """What goes wrong in this block is the image's own fault, failures of the storage aside."""
+    def leaving_out(self, image: Path, edits: int = 1) -> Iterator[None]:
+        """What goes wrong in this block is the image's own fault, failures of the storage aside; it fails all its `edits`."""
         try:
             yield
         except (UserError, OSError) as error:
@@ -44,7 +47,7 @@ class Outcome:
                 raise
             if storage := storage_error(error, str(image)):
                 raise storage from error
-            self.failed.append((str(image), str(error).removeprefix(f"{image}: ")))
+            self.failed += [(str(image), str(error).removeprefix(f"{image}: "))] * edits
 
     def values(self) -> dict[str, Any]:
         """As plain data."""
@@ -58,19 +61,25 @@ class Outcome:
             one.made, one.found, one.failed = one.made + other.made, one.found + other.found, one.failed + other.failed
         return one
 
-    def report(self, folder: Path, expected: int, what: str) -> None:
-        """Write failed.csv in `folder`; without failures there is none.
+    def report(self, folder: Path, pairs: Iterable[tuple[Path, Path]], expected: int, what: str) -> None:
+        """Write before_after.png of the first `pairs` of input and result, and failed.csv; without failures there is none.
 
         Raises:
             PartlyDone: if not all of the `expected` are done.
         """
+        shown, count = list(islice(pairs, SHOWN)), self.made + self.found
+        save_before_after(shown, folder / "before_after.png")
+        if self.found:
+            print(f"{self.found} of {expected} {what}s are in {folder} already")
+        more = f"; before and after: {folder / 'before_after.png'}" if shown else ""
+        print(f"{count} {what}{'' if count == 1 else 's'} in {folder}{more}", flush=True)
         (folder / FAILED).unlink(missing_ok=True)
         if self.failed:
             with (
                 atomic_write(folder / FAILED) as partial,
                 partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
             ):
-                csv.writer(file).writerows([("image", "reason"), *sorted(self.failed)])
-            raise PartlyDone(f"{len(self.failed)} of {expected} {what} failed; the reasons are in {folder / FAILED}")
+                csv.writer(file).writerows([("image", "reason"), *sorted({*map(tuple, self.failed)})])
+            raise PartlyDone(f"{len(self.failed)} of {expected} {what}s failed; the reasons are in {folder / FAILED}")
         if self.count != expected:
-            raise PartlyDone(f"{expected - self.count} of {expected} {what} are missing; run the same command again")
+            raise PartlyDone(f"{expected - self.count} of {expected} {what}s are missing; run the same command again")

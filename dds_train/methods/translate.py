@@ -196,3 +196,11 @@ def translate_items(
                         writer.put(partial(save_image, result, path, item.image.alpha_and_profile), partial(done, item))
                 bar.update(outcome.count - bar.n)
         bar.update(outcome.count - bar.n)
+
+
+def results(requests: Iterable[TranslationRequest], record: Record, outcome: Outcome) -> Iterator[tuple[Path, Path]]:
+    """Images and their results, without those that failed."""
+    failed = {image for image, _ in outcome.failed}
+    for request in requests:
+        if str(request.image) not in failed and request.result in record.results:
+            yield request.image, record.folder / request.result

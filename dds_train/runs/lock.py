@@ -92,7 +92,7 @@ def _acquired(path: Path, folder: Path) -> FileLock:
             return lock
         except Timeout as error:
             # Processes that a killed run has started end a moment after it.
-            found = {"command": "another command", "pid": "unknown", "host": "unknown", "since": "just now", **_read_state(path)}
+            found = {**dict.fromkeys(("command", "pid", "host", "since"), "unknown"), **_read_state(path)}
             ending = path.name != LOCK or (found["host"] == HOST and not is_alive(int(found["pid"])))
             if not ending or time.monotonic() - begun > PATIENCE:
                 raise UserError(

@@ -1,6 +1,6 @@
 """The record of what a folder holds, the same for every command: settings and results by digest.
 
-FOLDER/record.jsonl, and record.rank-N.jsonl of further ranks, a line for each event, the last one on a name being the valid one:
+FOLDER/record.jsonl, and record.rank-N.jsonl of other ranks, a line for each event, the last one on a name being the valid one:
 
 {"claim": {SETTINGS}, "command": "predict", "version": ..., "time": ...}
 {"result": NAME, "key": DIGEST, "files": {FILE: SHA256}, "values": {...}}    made, from the inputs that the key stands for
@@ -75,7 +75,7 @@ class Record:
         self._stack.close()
 
     def gather(self, value: Any) -> list[Any] | None:
-        """On rank 0 the values (plain data) of all ranks, when each has come here, with what they have recorded; None on others.
+        """On rank 0 the values (plain data) of all ranks, once each has come here and their records are read; None on others.
 
         Raises:
             UserError: if a rank has ended before.
