@@ -124,7 +124,7 @@ def image_seed(recipe: Recipe, index: int, attempt: int) -> int:
 def claim(record: Record, recipe: Recipe) -> None:
     """Make the folder that of this recipe."""
     names = [path.name for path in record.folder.iterdir()] if record.folder.exists() else []  # before the record is looked for
-    if not record.path.exists() and not all(name.startswith(".") for name in names):
+    if not record.files and not all(name.startswith(".") for name in names):
         raise UserError(f"output_dir={record.folder}: not empty, and not a dds_train data set; take another folder")
     read_manifest(record.folder / MANIFEST)  # a newer one is not overwritten
     record.claim(recipe.settings())

@@ -66,7 +66,7 @@ class Record:
         if self.ranks.rank == 0 or self.ranks.launch:
             self._stack.enter_context(locked(self.folder, self.command, self.ranks))
             end_last_line(self.path)
-        if self.ranks.rank == 0 and self.path.exists():
+        if self.ranks.rank == 0 and self.files:
             remove_leavings(self.folder)
         self._load()
         return self
@@ -86,6 +86,11 @@ class Record:
         values = [value, *(told_by(self.folder, self.ranks, rank) for rank in range(1, self.ranks.world))]
         self._load()
         return values
+
+    @property
+    def files(self) -> list[Path]:
+        """Of this record, those of all ranks."""
+        return [path for name in (RECORD, OF_RANK.format("*")) for path in sorted(self.folder.glob(name))]
 
     # ---------------------------------------------------------------- settings
 
@@ -150,8 +155,8 @@ class Record:
 
     def start_over(self, names: Iterable[str]) -> None:
         """Move what an earlier run has left under `names` (glob patterns), and its record, to earlier-1/ and so on."""
-        patterns = (RECORD, OF_RANK.format("*"), *names)  # the record first: see `claim`
-        old = [path for name in patterns for path in sorted(self.folder.glob(name))]
+        # The record first: see `claim`.
+        old = [*self.files, *(path for name in names for path in sorted(self.folder.glob(name)))]
         if old and self.ranks.rank == 0:
             number = 1
             while (folder := self.folder / f"earlier-{number}").exists():
@@ -216,7 +221,7 @@ class Record:
 
     def _load(self) -> None:
         self.settings, self.claimed_by, self.results = {}, None, {}
-        parts = [part for path in (self.folder / RECORD, *self.folder.glob(OF_RANK.format("*"))) for part in _parts(path)]
+        parts = [part for path in self.files for part in _parts(path)]
         for _, lines in sorted(parts, key=itemgetter(0)):
             for line in lines:
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a kill
