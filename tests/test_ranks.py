@@ -1,4 +1,4 @@
-"""Commands on several ranks, under torchrun and under srun's environment variables: shared work, kills, and images that fail."""
+"""Commands on several ranks, under torchrun and with srun's environment variables: shared work, kills, images that fail."""
 
 import json
 import os

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
@@ -164,8 +165,8 @@ def make_batches(
                 keys, image = [request.digest() for request in group], read_input_image(group[0].image, max_side)
                 loaded.append((group, keys, image, read_request_mask(group[0], image)))
         for same in batches(loaded, lambda one: one[2].size, lambda size: batch_size):  # a header may be off by a pixel
-            requests, keys = ([one for part in same for one in part[which]] for which in (0, 1))
-            yield Batch(requests, [part[2] for part in same], [part[3] for part in same], keys)
+            groups_of, keys_of, images, masks = map(list, zip(*same, strict=True))
+            yield Batch([*chain(*groups_of)], images, masks, [*chain(*keys_of)])
 
 
 def read_request_mask(request: EditRequest, image: InputImage) -> Tensor | None:
