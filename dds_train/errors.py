@@ -19,6 +19,14 @@ REPORTS = {
 class UserError(ValueError):
     """Shown by the command line as one line, without a stack trace, with exit code 2."""
 
+    code = 2
+
+
+class PartlyDone(UserError):
+    """What is left when all else is done."""
+
+    code = 3
+
 
 def first_line(error: BaseException) -> str:
     """What another library says was wrong, without its further lines; the error's kind if it says nothing."""

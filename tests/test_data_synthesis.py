@@ -27,6 +27,7 @@ from dds_train.diffusion import DiffusionCheckpoint, PromptFile
 from dds_train.distillation import Condition
 from dds_train.errors import UserError
 from dds_train.runs.files import HOST, atomic_write
+from dds_train.runs.ranks import Ranks
 
 PROMPTS = fill_all(["a photo of a {fur} cat", "a cat"], {"fur": ["gray", "orange"]}, 7, seed=0)
 
@@ -70,8 +71,8 @@ def test_a_full_disk_is_one_error(checkpoint: DiffusionCheckpoint, tmp_path: Pat
 def test_samples_do_not_depend_on_batch_size_or_processes(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
     r = recipe(checkpoint)
     assert synthesize(checkpoint, r, tmp_path / "one", batch_size=3)
-    assert not synthesize(checkpoint, r, tmp_path / "two", batch_size=3, rank=1, world_size=2)
-    assert synthesize(checkpoint, r, tmp_path / "two", batch_size=3, rank=0, world_size=2)
+    assert not synthesize(checkpoint, r, tmp_path / "two", batch_size=3, ranks=Ranks(1, 2))
+    assert synthesize(checkpoint, r, tmp_path / "two", batch_size=3, ranks=Ranks(0, 2))
     # Processes change nothing at all, the batch size rounding errors.
     for name in r.shards:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

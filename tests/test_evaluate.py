@@ -180,7 +180,9 @@ def evaluation_of(folder: Path, items: list[EvaluationItem], metrics: list[Metri
     with Record(folder / "out", "evaluate") as record:
         record.claim({})
         known = build_metrics(MetricOptions()) if metrics is None else metrics
-        return evaluate(items, methods, lambda: MethodContext(DiffusionCheckpoint("bundled")), known, record)
+        evaluation = evaluate(items, methods, lambda: MethodContext(DiffusionCheckpoint("bundled")), known, record)
+    assert evaluation is not None
+    return evaluation
 
 
 def test_a_second_run_makes_what_is_missing(tmp_path: Path, calls: list[str]) -> None:

@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": {"distillation", "runs"},
     "translator": {"distillation", "diffusion", "images", "runs"},
     "data": {"distillation", "diffusion", "translator", "images", "runs"},
-    "methods": {"distillation", "diffusion", "translator", "images", "runs"},
+    "methods": {"distillation", "diffusion", "translator", "data", "images", "runs"},
     "evaluation": {"critters", "methods", "diffusion", "distillation", "translator", "images", "runs"},
     "training": {"distillation", "diffusion", "translator", "data", "images", "critters", "evaluation", "runs"},
     "export": {"runs", "diffusion", "translator", "evaluation", "images"},

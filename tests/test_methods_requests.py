@@ -13,11 +13,16 @@ from PIL import Image
 from dds_train.errors import UserError
 from dds_train.images.edit_list import read_edit_list
 from dds_train.images.mask_image import read_mask
-from dds_train.methods.requests import EditRequest, load_batch, make_batches, plan_edits
+from dds_train.methods.outcome import Outcome
+from dds_train.methods.requests import Batch, EditRequest, group_edits, make_batches, plan_edits
 
 
 def plan(image: Any, **keys: Any) -> list[EditRequest]:
     return plan_edits(image, **{"source": "a cat", "target": "a lion", "mask": None, "seed": 0, "output_dir": "out", **keys})
+
+
+def made_batches(requests: list[EditRequest], batch_size: int) -> list[Batch]:
+    return list(make_batches(group_edits(requests), batch_size, None, Outcome(stop=True)))
 
 
 def test_csv_and_jsonl_say_the_same(image_folder: Path) -> None:
@@ -65,17 +70,19 @@ def test_names_tell_edits_apart(image_folder: Path) -> None:
 
 def test_batches_hold_images_of_one_size_and_share_inputs(image_folder: Path) -> None:
     requests = plan([str(image_folder / f"{n}.png") for n in "acb"], target=["a lion", "a dog"])
-    names = [[request.name for request in batch] for batch in make_batches(requests, 4, None)]
-    assert names == [["c-a-lion", "c-a-dog"], ["a-a-lion", "a-a-dog", "b-a-lion", "b-a-dog"]]
-    assert [len(batch) for batch in make_batches(requests, 1, None)] == [2, 2, 2]  # the edits of an image stay together
-    batch = load_batch(make_batches(requests, 4, None)[1], None)
+    made = made_batches(requests, 4)
+    names = [[request.name for request in batch.requests] for batch in made]
+    assert names == [["a-a-lion", "a-a-dog", "b-a-lion", "b-a-dog"], ["c-a-lion", "c-a-dog"]]
+    assert [len(batch.requests) for batch in made_batches(requests, 1)] == [2, 2, 2]  # the edits of an image stay together
+    batch = made[0]
     assert (batch.edits_each, len(batch.images), [request.name for request in batch.firsts]) == (2, 2, ["a-a-lion", "b-a-lion"])
+    assert batch.keys == [request.digest() for request in batch.requests]
 
 
 def test_edits_of_an_image_with_other_seeds_or_sources_do_not_share_a_batch(image_folder: Path) -> None:
     (image_folder / "e.csv").write_text("image,source,seed\na.png,x,1\na.png,y,1\na.png,y,2\n")
-    (batch,) = make_batches(plan(str(image_folder / "e.csv")), 8, None)
-    assert load_batch(batch, None).edits_each == 1
+    (batch,) = made_batches(plan(str(image_folder / "e.csv")), 8)
+    assert batch.edits_each == 1
 
 
 def test_masks_of_many_images_come_from_a_folder(image_folder: Path) -> None:
@@ -98,7 +105,7 @@ def test_a_mask_is_white_where_to_edit_and_fits_the_image(image_folder: Path) ->
     with pytest.raises(UserError, match="a mask of 40 x 20 pixels for an image of 8 x 8"):
         read_mask(image_folder / "m.png", (8, 8))
     with pytest.raises(UserError, match="a mask of 40 x 20"):
-        make_batches(plan(str(image_folder / "c.png"), mask=str(image_folder / "m.png")), 1, None)
+        made_batches(plan(str(image_folder / "c.png"), mask=str(image_folder / "m.png")), 1)
 
 
 def test_a_request_is_identified_by_what_its_files_hold(image_folder: Path) -> None:

@@ -1,7 +1,7 @@
 """predict on large and transparent images, images with colour profiles, and folders."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from dds_train import Translator
 from dds_train.errors import UserError
 from dds_train.images.files import AlphaAndProfile, read_image, read_with_alpha_and_profile, save_image
-from dds_train.images.streaming import WriteBehind, batches, read_ahead, within_memory
+from dds_train.images.streaming import WriteBehind, batches, begun, read_ahead, within_memory
 from dds_train.images.tiles import fade, starts, tiled
 from dds_train.translator import Task
 
@@ -172,18 +172,27 @@ def test_tiles_must_fit_the_vae(exported: Path) -> None:
 
 
 def test_reading_ahead_keeps_the_order_and_is_one_ahead() -> None:
-    begun: list[int] = []
+    read: list[int] = []
 
-    def read(item: int) -> int:
-        begun.append(item)
-        return item * item
+    def items() -> Iterator[int]:
+        for item in range(5):
+            read.append(item)
+            yield item
 
-    for item, value in read_ahead(read, range(5)):
-        assert value == item * item
+    for item in read_ahead(items()):
         time.sleep(0.02)
-        assert max(begun) == min(item + 1, 4)
+        assert read == [*range(min(item + 1, 4) + 1)]
     with pytest.raises(UserError, match="item 2"):
-        list(read_ahead(fails_at(2), range(4)))
+        list(read_ahead(map(fails_at(2), range(4))))
+
+
+def test_what_has_begun_says_at_once_that_it_fails() -> None:
+    with pytest.raises(UserError, match="item 0"):
+        begun(map(fails_at(0), range(4)))
+    later = begun(map(fails_at(1), range(4)))
+    with pytest.raises(UserError, match="item 1"):
+        list(later)
+    assert list(begun(iter("abc"))) == ["a", "b", "c"]
 
 
 def fails_at(number: int) -> Callable[[int], None]:
@@ -241,4 +250,18 @@ def test_what_memory_does_not_hold_is_edited_in_parts() -> None:
 
 def test_batches_hold_images_of_one_size() -> None:
     sizes = {"a": (8, 8), "b": (8, 9), "c": (8, 8), "d": (8, 8), "e": (8, 9)}
-    assert list(batches(list(sizes), sizes.__getitem__, 2)) == [["a", "c"], ["d"], ["b", "e"]]
+    assert list(batches(sizes, sizes.__getitem__, lambda size: 2)) == [["a", "c"], ["b", "e"], ["d"]]
+    assert list(batches(sizes, sizes.__getitem__, lambda size: 10 - size[1])) == [["b"], ["a", "c"], ["e"], ["d"]]
+
+
+def test_batches_take_no_more_items_than_they_may_hold() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    for batch in batches(items(), lambda item: item % 50, lambda size: 8, ahead=10):
+        assert len(taken) <= batch[0] + 11 or len(taken) == 100  # the item that waits longest goes first
+    assert len(taken) == 100

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,12 +118,14 @@ def test_images_with_nan_fail_by_name(world: Path) -> None:
         "from dds_train.cli.main import main\n"
         "main()\n"
     )
-    printed = run(*PREDICT, cwd=world, code=2, start=("program.py",))
-    assert f"1 of 8 images failed, the translator's output is NaN or Inf: {world / 'images/5.png'}" in printed
+    printed = run(*PREDICT, cwd=world, code=3, start=("program.py",))
+    assert f"error: 1 of 8 images failed; the reasons are in {world / 'out/failed.csv'}" in printed
+    assert f"{world / 'images/5.png'},the translator's output is NaN or Inf" in (world / "out" / "failed.csv").read_text()
     assert "Traceback" not in printed
     assert sorted(results(world / "out")) == [f"{number}.png" for number in range(8) if number != 5]
     assert f"7 of 8 images are in {world / 'out'} already" in run(*PREDICT, cwd=world)
     assert len(results(world / "out")) == 8
+    assert not (world / "out" / "failed.csv").exists()
 
 
 def latent_sum(path: Path, world: Path) -> float:
@@ -282,9 +285,12 @@ def test_runs_without_output_dir_have_folders_of_their_own(world: Path) -> None:
 def test_several_processes_synthesize_together_only_as_ranks_of_one_run(
     tiny: Callable[[str], Path], tmp_path: Path, ranks: bool
 ) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        of_all = {"WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
     argv = ("synthesize", "prompts=a cat", "count=16", "per_shard=2", "steps=2", "output_dir=cats", "device=cpu")
     processes = [
-        begin(*argv, f"teacher.path={tiny('epsilon')}", cwd=tmp_path, **({"RANK": str(n), "WORLD_SIZE": "4"} if ranks else {}))
+        begin(*argv, f"teacher.path={tiny('epsilon')}", cwd=tmp_path, **({"RANK": str(n), **of_all} if ranks else {}))
         for n in range(4)
     ]
     printed = [process.communicate()[0] for process in processes]
@@ -294,7 +300,8 @@ def test_several_processes_synthesize_together_only_as_ranks_of_one_run(
     assert (tmp_path / "cats" / "manifest.json").exists()
     if ranks:
         assert codes == [0] * 4
-        assert (tmp_path / "cats" / "record.jsonl").read_text().count('"claim"') == 1
+        records = [path.read_text() for path in (tmp_path / "cats").glob("record*.jsonl")]
+        assert sum(text.count('"claim"') for text in records) == 1
     else:
         refused = [text for text, code in zip(printed, codes, strict=True) if code == 2]
         assert 0 in codes

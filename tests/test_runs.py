@@ -1,5 +1,6 @@
 """runs: digests of data and files, and the record of what a folder holds."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -14,9 +15,9 @@ import torch.distributed
 from dds_train.errors import UserError
 from dds_train.runs.digest import CACHE_FROM, cached_by_file, digest, file_digest
 from dds_train.runs.files import atomic_write, remove_leavings
-from dds_train.runs.ranks import rank_and_world
+from dds_train.runs.ranks import Ranks, local_rank, rank_and_world
 from dds_train.runs.record import Record
-from dds_train.runs.stamp import run_stamp
+from dds_train.runs.stamp import own_ranks, run_stamp
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_ranks_of_a_launcher_agree_on_a_name(alone: pytest.MonkeyPatch, serves: 
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    code = "from dds_train.runs.stamp import run_stamp; print(run_stamp(), flush=True); input()"
+    code = "from dds_train.runs.stamp import own_ranks, run_stamp; print(run_stamp(), flush=True); input()"
     ranks = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     agent = None
     if serves == "agent":
@@ -388,7 +389,7 @@ def test_the_second_run_in_a_folder_learns_who_is_there(tmp_path: Path) -> None:
     process = hold(tmp_path / "out")
     with pytest.raises(UserError, match=rf"in use by fit \(process {process.pid} on .*, since 20.*\); wait"):
         Record(tmp_path / "out", "fit").__enter__()
-    with Record(tmp_path / "out", "fit", rank=1) as record:  # another rank of that run
+    with Record(tmp_path / "out", "fit", Ranks(1)) as record:  # another rank of that run
         record.claim({"lr": 1})
     process.communicate("\n")
     with Record(tmp_path / "out", "fit"):
@@ -406,9 +407,91 @@ def test_a_killed_run_holds_no_folder(tmp_path: Path, children: tuple[str, ...])
 
 def test_ranks_share_one_claim(tmp_path: Path) -> None:
     code = (
-        "import sys; from dds_train.runs.record import Record\n"
-        "with Record(sys.argv[1], 'synthesize', rank=int(sys.argv[2])) as record: record.claim({'seed': 0})"
+        "import sys; from dds_train.runs.ranks import Ranks; from dds_train.runs.record import Record\n"
+        "with Record(sys.argv[1], 'fit', Ranks(int(sys.argv[2]))) as record: record.claim({'seed': 0})"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "out", str(rank)]) for rank in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
-    assert len((tmp_path / "out" / "record.jsonl").read_text().splitlines()) == 1
+    lines = [line for path in (tmp_path / "out").glob("record*.jsonl") for line in path.read_text().splitlines()]
+    assert sum('"claim"' in line for line in lines) == 1
+
+
+# ---------------------------------------------------------------- ranks of one launch
+
+
+def ranks_of(launch: str, world: int = 2) -> list[Ranks]:
+    return [Ranks(rank, world, launch) for rank in range(world)]
+
+
+def test_the_last_event_on_a_name_counts_whichever_rank_wrote_it(tmp_path: Path) -> None:
+    def write(ranks: Ranks, value: int) -> None:
+        with Record(tmp_path, "predict", ranks) as record:
+            record.strike("a")
+            record.add("a", f"key {value}", [], {"value": value})
+
+    first, second = ranks_of("one")
+    for value, ranks in enumerate((Ranks(), first, second, first, Ranks(), second, second, Ranks())):
+        with Record(tmp_path, "predict", first) if ranks.rank else contextlib.nullcontext():
+            write(ranks, value)
+        assert Record(tmp_path, "predict").values("a") == {"value": value}
+    assert len(list(tmp_path.glob("record*.jsonl"))) == 2
+
+
+def test_the_first_rank_gathers_what_the_others_have_made(tmp_path: Path) -> None:
+    first, second = ranks_of("one")
+    with Record(tmp_path, "predict", first) as record:
+        with Record(tmp_path, "predict", second) as other:
+            other.add("b", "key", [])
+            assert other.gather({"made": 1}) is None
+        assert "b" not in record.results
+        assert record.gather({"made": 2}) == [{"made": 2}, {"made": 1}]
+        record.add_values("b", {"psnr": 3.0})
+    assert Record(tmp_path, "predict").values("b") == {"psnr": 3.0}
+    assert not list(tmp_path.glob(".lock*.json"))
+
+
+def test_a_rank_that_has_ended_without_a_word_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ranks_of("one")
+    with Record(tmp_path, "predict", first) as record:
+        with Record(tmp_path, "predict", second):
+            pass
+        with pytest.raises(UserError, match="rank 1 of 2 has ended before its share was done"):
+            record.gather(None)
+    monkeypatch.setattr("dds_train.runs.lock.ARRIVAL", 0.0)
+    with Record(tmp_path, "predict", ranks_of("two")[0]) as record, pytest.raises(UserError, match="rank 1 of 2 has not come"):
+        record.gather(None)
+    with pytest.raises(UserError, match="rank 0 of 2 does not work there"), Record(tmp_path, "predict", ranks_of("three")[1]):
+        pass
+
+
+def test_a_rank_that_outlives_its_launch_keeps_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dds_train.runs.lock.PATIENCE", 0.0)
+    first, second = ranks_of("one")
+    of_first = Record(tmp_path, "predict", first).__enter__()
+    with Record(tmp_path, "predict", second):
+        of_first.__exit__(None, None, None)
+        with pytest.raises(UserError, match="in use by predict"), Record(tmp_path, "predict"):
+            pass
+    with Record(tmp_path, "predict"):
+        pass
+
+
+def test_items_are_shared_one_by_one() -> None:
+    shares = [Ranks(rank, 3).share(range(8)) for rank in range(3)]
+    assert [list(share) for share in shares] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert list(Ranks().share(range(3))) == [0, 1, 2]
+
+
+def test_a_rank_knows_its_place_on_its_machine(alone: pytest.MonkeyPatch) -> None:
+    assert (local_rank(), own_ranks()) == (0, Ranks())
+    for name, value in (("JOB_ID", 7), ("STEP_ID", 3), ("PROCID", 5), ("LOCALID", 1), ("STEP_NUM_TASKS", 8)):
+        alone.setenv(f"SLURM_{name}", str(value))
+    assert (local_rank(), own_ranks()) == (1, Ranks(5, 8, "slurm-7.3.0"))
+    alone.setenv("SLURM_STEP_NUM_TASKS", "1")  # the shell of a job
+    assert (local_rank(), own_ranks()) == (0, Ranks())
+    alone.setenv("LOCAL_RANK", "2")
+    alone.setenv("RANK", "4")
+    alone.setenv("WORLD_SIZE", "6")
+    assert local_rank() == 2
+    with pytest.raises(UserError, match="start the processes by torchrun or srun"):
+        own_ranks()

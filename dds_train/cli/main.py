@@ -56,6 +56,7 @@ def dispatch(argv: Sequence[str]) -> None:
     try:
         prints = is_first_rank()
         if not prints:
+            os.environ.setdefault("TQDM_DISABLE", "1")
             end_with_parent()
         launch = Launch(command, rest)
     except UserError as error:
@@ -75,12 +76,12 @@ def run(command: str, config: Any) -> None:
     try:
         importlib.import_module(f"dds_train.commands.{command}").run(config)
     except UserError as error:
-        fail([str(error)])
+        fail([str(error)], error.code)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def fail(lines: Sequence[str]) -> NoReturn:
+def fail(lines: Sequence[str], code: int = UserError.code) -> NoReturn:
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

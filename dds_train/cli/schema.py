@@ -33,7 +33,7 @@ from dds_train.critters.world import Critter, critter
 from dds_train.data.paths import PROMPT_FILES, find_shards
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
-from dds_train.images.find import find_images
+from dds_train.images.find import check_images
 from dds_train.runs.files import atomic_write
 
 # ---------------------------------------------------------------- kinds of values
@@ -213,6 +213,7 @@ EmbeddingFiles = Annotated[list[str], FreeText(is_path=True), PlainValidator(par
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".ckpt")
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Quantization = Literal["int8", "fp8", "nf4"]
+OnError = Literal["auto", "skip", "stop"]
 Weight = Literal["one", "sigma2", "velocity"]
 
 
@@ -242,7 +243,7 @@ def found_by(find: Callable[[str, str], object], value: Any) -> Any:
 
 def images_or_edit_list(value: Any) -> Any:
     if not is_edit_list(value):
-        return found_by(find_images, value)
+        return found_by(check_images, value)
     try:
         read_edit_list(value)
     except UserError as error:
@@ -327,7 +328,7 @@ def hub_repository(value: str) -> str:
 
 
 AutoOrFlag = Annotated[Literal["auto"] | bool, PlainValidator(auto_or_flag)]
-ImagePaths = Annotated[PathTexts, AfterValidator(lambda value: found_by(find_images, value))]
+ImagePaths = Annotated[PathTexts, AfterValidator(lambda value: found_by(check_images, value))]
 EditPaths = Annotated[PathTexts, AfterValidator(images_or_edit_list)]
 OutputFolder = Annotated[PathText, AfterValidator(folder_is_possible)]
 Checkpoint = Annotated[PathText, exists("give a .ckpt of fit, or the folder of a run or a translator")]
@@ -515,7 +516,7 @@ class SyntheticData(TargetSection):
 class FolderData(TargetSection):
     model_config = ConfigDict(extra="forbid")
 
-    path: Annotated[PathText, AfterValidator(lambda value: found_by(find_images, value))]
+    path: Annotated[PathText, AfterValidator(lambda value: found_by(check_images, value))]
     size: Positive | None
     captioner: Text | None
 
@@ -757,6 +758,7 @@ class PredictConfig(Section):
     tile: Annotated[int, number_between(8)]
     overlap: Whole
     format: Literal["png", "same"]
+    on_error: OnError
     seed: Seed
     device: Device
     output_dir: OutputFolder
@@ -784,6 +786,7 @@ class OptimizeConfig(Section):
     max_side: Positive | None
     cache: Annotated[AnyPath, path_or("memory")] | None
     gradient_checkpointing: bool
+    on_error: OnError
     seed: Seed
     device: Device
     output_dir: OutputFolder

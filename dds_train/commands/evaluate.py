@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dds_train.cli.schema import EvaluateConfig
 from dds_train.commands import make_checkpoint
-from dds_train.diffusion.device import find_device
+from dds_train.diffusion.device import find_rank_device
 from dds_train.errors import UserError
 from dds_train.evaluation.configured import configured_methods
 from dds_train.evaluation.evaluate import evaluate
@@ -14,10 +14,11 @@ from dds_train.evaluation.outputs import write_outputs
 from dds_train.images.find import find_inputs
 from dds_train.methods import MethodContext
 from dds_train.runs.record import Record
+from dds_train.runs.stamp import own_ranks
 
 
 def run(config: EvaluateConfig) -> None:
-    device, output_dir = find_device(config.device), Path(config.output_dir)
+    device, output_dir = find_rank_device(config.device), Path(config.output_dir)
     methods = configured_methods(
         {name: method.model_dump(exclude_unset=True) for name, method in config.method.items()},
         config.methods,
@@ -56,10 +57,12 @@ def run(config: EvaluateConfig) -> None:
     def context() -> MethodContext:
         return MethodContext(make_checkpoint(config.teacher, device), config.seed, prompts)
 
-    with Record(output_dir, "evaluate") as record:
+    with Record(output_dir, "evaluate", own_ranks()) as record:
         record.claim(settings, growing=["methods"])
         config.save(output_dir)
         evaluation = evaluate(items, methods, context, build_metrics(options), record, config.batch_size)
+        if evaluation is None:
+            return
         kind = "critters" if config.image is None else f"images of {config.image}"
         table = write_outputs(output_dir, evaluation, f"{len(items)} {kind}, teacher {config.teacher.path}", config.rows)
     for one in evaluation.unavailable:

@@ -9,7 +9,7 @@ from dds_train.data.augment import make_augment
 from dds_train.data.source import make_source
 from dds_train.diffusion.device import find_rank_device
 from dds_train.distillation import make_loss
-from dds_train.runs.ranks import is_first_rank
+from dds_train.runs.ranks import Ranks, is_first_rank
 from dds_train.runs.record import Record
 from dds_train.training.claim import TrainingClaim
 from dds_train.training.data import SourceData
@@ -27,7 +27,7 @@ TRAINER = {"ema", "max_bad_fraction", "log_every", "validate_every", "checkpoint
 
 
 def run(config: FitConfig) -> None:
-    with Record(config.output_dir, "fit", rank=0 if is_first_rank() else 1) as record:
+    with Record(config.output_dir, "fit", Ranks(0 if is_first_rank() else 1)) as record:
         device = find_rank_device("cpu" if config.trainer.accelerator == "cpu" else config.device)
         checkpoint = make_checkpoint(config.teacher, device)
         claim = TrainingClaim(record, config.model_dump(), checkpoint)

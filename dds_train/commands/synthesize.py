@@ -9,12 +9,12 @@ from dds_train.data.shards import MANIFEST
 from dds_train.data.synthesis import Score, recipe_for, synthesize, verify
 from dds_train.diffusion.device import find_rank_device
 from dds_train.evaluation.metrics.clip import Clip
-from dds_train.runs.ranks import rank_and_world
+from dds_train.runs.stamp import own_ranks
 from dds_train.translator import all_prompts, make_tasks
 
 
 def run(config: SynthesizeConfig) -> None:
-    rank, world_size = rank_and_world()
+    ranks = own_ranks()
     device, folder, clip = find_rank_device(config.device), Path(config.output_dir), config.clip
     checkpoint = make_checkpoint(config.teacher, device)
     checkpoint.check_guidance("dds", config.guidance)
@@ -33,12 +33,9 @@ def run(config: SynthesizeConfig) -> None:
         batch_size=config.batch_size,
         extra_prompts=all_prompts(tasks.values(), prompts),  # of an experiment's tasks: then fit needs no text encoder
         score=score,
-        rank=rank,
-        world_size=world_size,
+        ranks=ranks,
     )
-    if complete and rank == 0:
+    if complete:
         verify(folder)
         print(f"{folder}: {len(recipe.shards)} shards, verified; {folder / MANIFEST}, {folder / 'preview.png'}")
         print(f"train on them: python -m dds_train fit data=shards data.path={folder} source=... target=...", flush=True)
-    elif not complete:
-        print(f"process {rank} of {world_size} is done; the last one writes {folder / MANIFEST}", flush=True)

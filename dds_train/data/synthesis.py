@@ -34,6 +34,7 @@ from dds_train.images.files import save_image, to_pil
 from dds_train.images.grids import image_grid
 from dds_train.runs.digest import digest, sha256
 from dds_train.runs.files import atomic_write
+from dds_train.runs.ranks import ALONE, Ranks
 from dds_train.runs.record import Record
 
 os.environ.setdefault("WDS_SECURE", "1")  # before the import: shards must not be able to run anything
@@ -86,8 +87,7 @@ def synthesize(
     batch_size: int,
     extra_prompts: Iterable[str] = (),
     score: Score | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Sample the shards that are missing in `folder`. After a kill, the same call resumes at the first incomplete shard.
 
@@ -95,20 +95,22 @@ def synthesize(
         batch_size: images at a time; changes them by rounding errors only.
         extra_prompts: prompts for the file of embeddings, so that `fit` needs no text encoder for them.
         score: filter of a recipe with `score`; an image that fails `recipe.tries` times is left out.
-        rank, world_size: this process samples every `world_size`-th shard. The last one to finish writes the manifest.
+        ranks: this process samples its share of the shards; the first waits for those of its launch and writes the manifest.
 
     Returns:
-        whether the data set is complete, as far as this process can see.
+        whether this process has seen the data set complete.
 
     Raises:
         UserError: if the folder has another data set, or other files, in it.
     """
-    with Record(folder, "synthesize", rank) as record:
+    with Record(folder, "synthesize", ranks) as record:
         claim(record, recipe)
         table = folder / TABLE
         prompts = PromptFile(table if table.exists() else folder / WORK / f"prompts-{recipe.digest()[:16]}.sqlite")
         checkpoint.embed_into(prompts, [*recipe.prompts, *extra_prompts])  # all of them before the denoiser is loaded
-        _sample_missing(checkpoint, recipe, record, prompts, batch_size, score, rank, world_size)
+        _sample_missing(checkpoint, recipe, record, prompts, batch_size, score)
+        if ranks.launch and record.gather(None) is None:
+            return False
         with FileLock(folder / ".manifest.lock"):
             if not all((folder / name).exists() for name in recipe.shards):
                 return False
@@ -127,7 +129,7 @@ def image_seed(recipe: Recipe, index: int, attempt: int) -> int:
 def claim(record: Record, recipe: Recipe) -> None:
     """Make the folder that of this recipe."""
     names = [path.name for path in record.folder.iterdir()] if record.folder.exists() else []  # before the record is looked for
-    if not record.path.exists() and not all(name.startswith(".") for name in names):
+    if not record.files and not all(name.startswith(".") for name in names):
         raise UserError(f"output_dir={record.folder}: not empty, and not a dds_train data set; take another folder")
     read_manifest(record.folder / MANIFEST)  # a newer one is not overwritten
     record.claim(recipe.settings())
@@ -140,11 +142,9 @@ def _sample_missing(
     prompts: PromptFile,
     batch_size: int,
     score: Score | None,
-    rank: int,
-    world_size: int,
 ) -> None:
     key, folder = recipe.digest(), record.folder
-    own = [(number, name) for number, name in enumerate(recipe.shards) if number % world_size == rank]
+    own = record.ranks.share(list(enumerate(recipe.shards)))
     missing = [(number, name) for number, name in own if not record.is_done(name, key)]
     if missing:
         (folder / MANIFEST).unlink(missing_ok=True)

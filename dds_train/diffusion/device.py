@@ -1,10 +1,9 @@
 """Device and precision."""
 
-import os
-
 import torch
 
 from dds_train.errors import UserError
+from dds_train.runs.ranks import local_rank
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -25,9 +24,9 @@ def find_device(name: str = "auto") -> str:
 
 
 def find_rank_device(name: str = "auto") -> str:
-    """`find_device` for one of several processes: each rank has a GPU of its own."""
+    """`find_device` for one of several processes: each rank has a GPU of its own, also where it sees no other."""
     device = find_device(name)
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+    return f"cuda:{local_rank() % torch.cuda.device_count()}" if device == "cuda" else device
 
 
 def find_dtype(name: str, device: str) -> torch.dtype:

@@ -81,8 +81,9 @@ def evaluate(
     metrics: Sequence[Metric],
     record: Record,
     batch_size: int = 32,
-) -> Evaluation:
-    """Edit `items` with `methods` and measure the results, as far as `record` does not have them.
+) -> Evaluation | None:
+    """Edit `items` with `methods` and measure the results, as far as `record` does not have them. Ranks share the items; the
+    first one waits for the others, and measures by networks; None on others.
 
     Args:
         context: makes one for each method, with models of its own, given back before the next: its memory is its own.
@@ -93,7 +94,9 @@ def evaluate(
     """
     results = Results(record)
     metrics = [metric for metric in metrics if any(map(metric.applies, items))]
-    edit_items(methods, context, items, metrics, results, batch_size)
+    edit_items(methods, context, record.ranks.share(items), metrics, results, batch_size)
+    if record.gather(None) is None:
+        return None
     available, unavailable = load_networks(metrics)
     networks = {metric.network.name: metric.network.weights for metric in available if metric.network}
     record.claim({"networks": networks}, growing=["networks"])
@@ -126,7 +129,7 @@ def edit_items(
             images = [one.truth if of_truth and one.truth is not None else one.image for _, one in some]
             return method(torch.cat(images), [item.source for item, _ in some], [item.target for item, _ in some])
 
-        for group in batches(missing, attrgetter("size"), batch_size):
+        for group in batches(missing, attrgetter("size"), lambda size: batch_size):
             images = [item.load() for item in group]
             run = partial(within_memory, edit, list(zip(group, images, strict=True)), "give max_side=")
             outputs, seconds, peak = cost(run, shared.checkpoint.device)
@@ -171,7 +174,7 @@ def measure_files(
 ) -> None:
     """Measure what results lack, on their files."""
     with tqdm(total=len(items) * len(methods), desc="measure", unit="edit") as bar:
-        for group in batches(items, attrgetter("size"), batch_size):
+        for group in batches(items, attrgetter("size"), lambda size: batch_size):
             for method in methods:
                 by_lacking: dict[tuple[Metric, ...], list[EvaluationItem]] = {}
                 for item in group:

@@ -5,10 +5,13 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 from dds_train.errors import UserError
 from dds_train.runs.files import relative_name
+from dds_train.runs.ranks import is_first_rank
 
 # Pillow's name of each format that is read, and its extensions. No other: Pillow would run Ghostscript for some.
 FORMATS = {
@@ -58,13 +61,20 @@ def find_images_and_others(spec: str | Path, key: str = "image") -> tuple[list[P
         if not images:
             others = unread(kinds) or f"looked for {', '.join(sorted(EXTENSIONS))}"
             raise UserError(f"{key}={spec}: no images in this folder ({others})")
-        return sorted(images), unread(kinds)
+        return sorted(images, key=attrgetter("parts")), unread(kinds)
     root = root_folder(path)
     pattern = os.path.join(glob.escape(str(root)), path.relative_to(root) if root != Path() else path)
     images = sorted(Path(match) for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match))
     if not images:
         raise UserError(f"{key}={spec}: no such file or folder, and no file matches it as a pattern")
     return images, ""
+
+
+def check_images(spec: str | Path, key: str = "image") -> None:
+    """Raise UserError as `find_images` does; a folder is searched up to its first image."""
+    path = Path(spec).expanduser()
+    if not os.path.isdir(path) or next(files_below(path, EXTENSIONS.__contains__), None) is None:
+        find_images(spec, key)
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
@@ -81,9 +91,9 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
             seen.add((status.st_dev, status.st_ino))
             waiting += [path for name in folders if (path := Path(parent, name)).is_symlink()]
             for name in names:
-                path = Path(parent, name)
-                if wanted(path.suffix.lower()) and not name.startswith(".") and path.is_file():
-                    yield path
+                wants = not name.startswith(".") and wanted(os.path.splitext(name)[1].lower())
+                if wants and os.path.isfile(file := os.path.join(parent, name)):
+                    yield Path(file)
 
 
 def unread(kinds: Counter[str]) -> str:
@@ -119,13 +129,14 @@ def find_inputs(spec: str | Sequence[str], output_dir: str | Path) -> list[tuple
     """
     stems: dict[Path, str] = {}
     for one in [spec] if isinstance(spec, str) else spec:
-        root, (images, skipped) = root_folder(one), find_images_and_others(one)
-        stems |= {path: str(path.relative_to(root).with_suffix("")) for path in images}
-        if skipped:
+        root, (images, skipped) = str(root_folder(one)), find_images_and_others(one)
+        start = 0 if root == os.curdir else len(os.path.join(root, ""))
+        stems |= {path: (name := str(path)[start:])[: len(name) - len(path.suffix)] for path in images}
+        if skipped and is_first_rank():
             print(f"note: {one}: {skipped}", flush=True)
     results = Path(output_dir).resolve()
-    inside = {parent: results in (folder := parent.resolve(), *folder.parents) for parent in {path.parent for path in stems}}
-    stems = {path: relative_name(stem) for path, stem in stems.items() if not inside[path.parent]}
+    inside = cache(lambda parent: results in (folder := Path(parent).resolve(), *folder.parents))
+    stems = {path: relative_name(stem) for path, stem in stems.items() if not inside(os.path.dirname(path))}
     if not stems:
         raise UserError(f"image={spec}: only results of {output_dir} there")
     shared, used = Counter(stem.casefold() for stem in stems.values()), Counter(RESERVED)

@@ -14,6 +14,8 @@ from torchvision.utils import make_grid
 from dds_train.images.files import from_pil, read_image, save_image, to_pil
 from dds_train.runs.files import atomic_write
 
+SHOWN = 64  # pairs in before_after.png
+
 
 def image_grid(rows: Sequence[Tensor]) -> Tensor:
     """Rows of images of one size, each [N,3,H,W], as one image [3,H',W'] with white borders. Only the last may be shorter."""
@@ -61,7 +63,7 @@ def labelled_grid(columns: Mapping[str, Sequence[Tensor]], rows: Sequence[str] =
     return from_pil(sheet)
 
 
-def before_after_grid(pairs: Iterable[tuple[Tensor, Tensor]], side: int = 256, limit: int = 64) -> Tensor:
+def before_after_grid(pairs: Iterable[tuple[Tensor, Tensor]], side: int = 256, limit: int = SHOWN) -> Tensor:
     """One image of up to `limit` pairs of any size, in blocks of 8 columns: inputs above results."""
     fitted = [(fit_into(before, side), fit_into(after, side)) for before, after in islice(pairs, limit)]
     columns = min(8, len(fitted))

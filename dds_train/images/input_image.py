@@ -1,13 +1,13 @@
 """Input images of editing methods."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import ExifTags
 from torch import Tensor
 from torch.nn import functional as F
 
-from dds_train.images.files import AlphaAndProfile, read_with_alpha_and_profile
+from dds_train.images.files import AlphaAndProfile, opened, read_with_alpha_and_profile
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,12 @@ def read_input_image(path: Path, max_side: int | None) -> InputImage:
     return InputImage(image, original, alpha_and_profile)
 
 
-def check_readable(paths: Iterable[Path], max_side: int | None = None) -> dict[Path, tuple[int, int]]:
-    """Sizes (H, W), after downscaling, of all input images, each of which is read once.
-
-    Raises:
-        UserError: naming the first that cannot be read.
-    """
-    return {path: read_input_image(path, max_side).size for path in paths}
+def header_size(path: Path, max_side: int | None) -> tuple[int, int]:
+    """(H, W) of `read_input_image`, up to a pixel, by the file's header: nothing is decoded. Raises UserError for what is no
+    image."""
+    with opened(path, str(path)) as (image, _):
+        width, height = image.size
+        if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:
+            width, height = height, width  # a PNG without would be decoded, for what may follow its pixels
+    scale = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
+    return max(1, round(height * scale)), max(1, round(width * scale))

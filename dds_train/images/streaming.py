@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, islice
 from types import TracebackType
 from typing import TypeVar
 
@@ -13,27 +13,40 @@ from torch import Tensor
 from dds_train.errors import UserError
 
 T = TypeVar("T")
-R = TypeVar("R")
+K = TypeVar("K")
+AHEAD = 1024  # items
 
 
-def batches(items: Sequence[T], size_of: Callable[[T], tuple[int, int]], limit: int) -> Iterator[list[T]]:
-    """Items of one size together, up to `limit` of them."""
-    for _, alike in groupby(sorted(items, key=size_of), key=size_of):
-        same = list(alike)
-        yield from (same[start : start + limit] for start in range(0, len(same), limit))
+def batches(items: Iterable[T], key_of: Callable[[T], K], limit: Callable[[K], int], ahead: int = AHEAD) -> Iterator[list[T]]:
+    """Items of one key together, up to `limit(key)` of them, as they come: at most `ahead` wait for others of their key."""
+    groups: dict[K, list[T]] = {}
+    waiting = 0
+    for item in items:
+        key = key_of(item)
+        groups.setdefault(key, []).append(item)
+        waiting += 1
+        if len(groups[key]) < limit(key):
+            if waiting <= ahead:
+                continue
+            key = next(iter(groups))  # whose first item waits longest
+        waiting -= len(groups[key])
+        yield groups.pop(key)
+    yield from groups.values()
 
 
-def read_ahead(read: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Each item with `read(item)`, which runs in a thread while the item before is in use."""
+def read_ahead(items: Iterable[T]) -> Iterator[T]:
+    """`items`, the next of which is made in a thread while the one before is in use."""
+    source = iter(items)
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque[tuple[T, Future[R]]] = deque()
-        for item in items:
-            waiting.append((item, pool.submit(read, item)))
-            if len(waiting) > 1:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
+        future = pool.submit(lambda: list(islice(source, 1)))
+        while item := future.result():
+            future = pool.submit(lambda: list(islice(source, 1)))
+            yield item[0]
+
+
+def begun(items: Iterator[T]) -> Iterator[T]:
+    """`items`, the first of which is made now: what is wrong with it is said before anything else happens."""
+    return chain(list(islice(items, 1)), items)
 
 
 class WriteBehind:

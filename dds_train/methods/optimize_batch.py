@@ -18,13 +18,15 @@ from dds_train.diffusion import PromptTable
 from dds_train.diffusion.autoencoder import Autoencoder
 from dds_train.distillation.losses import Loss
 from dds_train.distillation.noise import ScoreModel
+from dds_train.errors import UserError
 from dds_train.images.files import save_image
 from dds_train.images.grids import image_grid, save_animation
 from dds_train.images.masks import AUTO
 from dds_train.methods.masking import Masking, upscaled
 from dds_train.methods.masks import automatic_mask, latent_mask
 from dds_train.methods.optimize import ConvergenceDetector, Optimizer, Scheduler, Step, optimize_latent
-from dds_train.methods.requests import Batch, EditRequest, load_batch
+from dds_train.methods.outcome import Outcome
+from dds_train.methods.requests import Batch, EditRequest
 from dds_train.runs.files import atomic_write
 
 VERSIONS = {"dds_train": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
@@ -179,29 +181,22 @@ def is_snapshot(index: int, steps: int, count: int) -> bool:
     return index * count // steps > (index - 1) * count // steps
 
 
-def optimize_files(
-    optimize: BatchOptimizer,
-    batches: Sequence[list[EditRequest]],
-    max_side: int | None,
-    save: Callable[[OptimizedEdit], None],
-) -> list[EditRequest]:
-    """Optimise batches of requests and save each result.
+def optimize_batches(
+    optimize: BatchOptimizer, batches: Iterable[Batch], save: Callable[[OptimizedEdit, str], None], outcome: Outcome, total: int
+) -> None:
+    """Optimise `batches` and save each edit with its key; they have `total` edits."""
+    with tqdm(total=total * optimize.steps, desc="optimize", unit="step") as bar:
+        for batch in batches:
+            start, edits = bar.n, len(batch.requests)
 
-    Returns:
-        those that diverged, of which nothing is saved.
-    """
-    diverged = []
-    with tqdm(total=len(batches) * optimize.steps, desc="optimize", unit="step") as bar:
-        for number, requests in enumerate(batches, start=1):
-
-            def show(step: Step, name: str = requests[0].name) -> None:
-                if bar.update():
+            def show(step: Step, edits: int = edits, name: str = batch.requests[0].name) -> None:
+                if bar.update(edits):
                     bar.set_postfix(edit=name, grad_rms=f"{step.grad_rms.item():.4f}", refresh=False)
 
-            for edit in optimize(load_batch(requests, max_side), show):
-                if edit.diverged:
-                    diverged.append(edit.request)
-                else:
-                    save(edit)
-            bar.update(number * optimize.steps - bar.n)  # what early stopping has left out
-    return diverged
+            for edit, key in zip(optimize(batch, show), batch.keys, strict=True):
+                with outcome.leaving_out(edit.request.image):
+                    if edit.diverged:
+                        raise UserError(f"{edit.request.image}: the edit diverged (NaN or Inf); lower lr= or guidance=")
+                    save(edit, key)
+                    outcome.made += 1
+            bar.update(start + edits * optimize.steps - bar.n)  # what early stopping has left out

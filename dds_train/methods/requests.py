@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 from torch import Tensor
@@ -12,12 +13,15 @@ from torch import Tensor
 from dds_train.images.captions import CaptionFiles
 from dds_train.images.edit_list import EditListRow, is_edit_list, read_edit_list
 from dds_train.images.find import RESERVED, find_inputs, unique_name
-from dds_train.images.input_image import InputImage, read_input_image
+from dds_train.images.input_image import InputImage, header_size, read_input_image
 from dds_train.images.mask_image import read_mask
 from dds_train.images.masks import AUTO, MaskFinder
+from dds_train.images.streaming import batches
+from dds_train.methods.outcome import Outcome
 from dds_train.methods.prompts import CaptionedPrompts
 from dds_train.runs.digest import digest, file_digest
 from dds_train.runs.files import relative_name
+from dds_train.runs.record import Record
 
 PARTS = ("", "_steps", "_mask", "_before_after")  # ends of the names of a result's files
 
@@ -51,6 +55,7 @@ class Batch:
     requests: list[EditRequest]  # N * M
     images: list[InputImage]  # N
     masks: list[Tensor | None]  # N, each [1,1,H,W] in [0,1] at the image's own resolution; None = everywhere, or automatic
+    keys: list[str]  # N * M, digests of the requests
 
     @property
     def edits_each(self) -> int:
@@ -115,35 +120,53 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "edit"
 
 
-def make_batches(requests: Sequence[EditRequest], batch_size: int, max_side: int | None) -> list[list[EditRequest]]:
-    """Requests that run together: for images of one size, with equally many edits each. Reads every image and mask once.
-
-    Raises:
-        UserError: naming the first file that cannot be read, before any edit is made.
-    """
+def group_edits(requests: Iterable[EditRequest]) -> list[list[EditRequest]]:
+    """Requests that share a source branch together."""
     groups: dict[tuple[object, ...], list[EditRequest]] = {}
     for request in requests:
         groups.setdefault(request.shared, []).append(request)
-    shapes: dict[tuple[object, ...], tuple[int, int, int]] = {}
-    for shared, group in groups.items():
-        image = read_input_image(group[0].image, max_side)
-        read_request_mask(group[0], image)
-        shapes[shared] = (*image.size, len(group))
-    ordered = sorted(groups.values(), key=lambda group: shapes[group[0].shared])
-    batches = []
-    for (_, _, each), alike in groupby(ordered, key=lambda group: shapes[group[0].shared]):
-        count, same = max(1, batch_size // each), list(alike)
-        for start in range(0, len(same), count):
-            batches.append([request for group in same[start : start + count] for request in group])
-    return batches
+    return list(groups.values())
 
 
-def load_batch(requests: list[EditRequest], max_side: int | None) -> Batch:
-    """One of `make_batches`."""
-    firsts = [next(group) for _, group in groupby(requests, key=lambda request: request.shared)]
-    images = [read_input_image(request.image, max_side) for request in firsts]
-    masks = [read_request_mask(request, image) for request, image in zip(firsts, images, strict=True)]
-    return Batch(requests, images, masks)
+def missing_edits(groups: Iterable[list[EditRequest]], record: Record, outcome: Outcome) -> list[list[EditRequest]]:
+    """What `record` lacks of each of `group_edits`.
+
+    Raises:
+        UserError: if a result of the same name and of another image is there.
+    """
+
+    def is_missing(request: EditRequest) -> bool:
+        with outcome.leaving_out(request.image):
+            if request.name not in record.results or not record.is_done(request.name, request.digest()):
+                return True
+            outcome.found += 1
+        return False
+
+    missing = [[request for request in group if is_missing(request)] for group in groups]
+    record.check_origins({request.name: request.image for group in missing for request in group})
+    return [group for group in missing if group]
+
+
+def make_batches(
+    groups: Iterable[list[EditRequest]], batch_size: int, max_side: int | None, outcome: Outcome
+) -> Iterator[Batch]:
+    """Groups of `group_edits` that run together: for images of one size, with equally many edits each. Files are opened as
+    batches are taken: first the headers of some."""
+
+    def sized() -> Iterator[tuple[int, tuple[int, int], list[EditRequest]]]:
+        for group in groups:
+            with outcome.leaving_out(group[0].image, len(group)):
+                yield len(group), header_size(group[0].image, max_side), group
+
+    for alike in batches(sized(), itemgetter(0, 1), lambda key: max(1, batch_size // key[0])):
+        loaded = []
+        for _, _, group in alike:
+            with outcome.leaving_out(group[0].image, len(group)):
+                keys, image = [request.digest() for request in group], read_input_image(group[0].image, max_side)
+                loaded.append((group, keys, image, read_request_mask(group[0], image)))
+        for same in batches(loaded, lambda one: one[2].size, lambda size: batch_size):  # a header may be off by a pixel
+            groups_of, keys_of, images, masks = map(list, zip(*same, strict=True))
+            yield Batch([*chain(*groups_of)], images, masks, [*chain(*keys_of)])
 
 
 def read_request_mask(request: EditRequest, image: InputImage) -> Tensor | None:

@@ -15,6 +15,7 @@ PARTIAL = re.compile(r"\.partial-(?P<host>[\w.]+)-(?P<pid>\d+)-(?P<token>[0-9a-f
 ABANDONED = 24 * 3600  # seconds without a write after which another machine's partial file has no writer any more
 NAME_BYTES = 250  # of a file name: file systems take 255
 NOT_IN_NAMES = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")  # control characters, and what is no character
+SIMPLE = re.compile(r"[\w-][\w .()~-]{,99}(/[\w-][\w .()~-]{,99})*", re.ASCII)
 _own: set[str] = set()  # tokens of the partial files that this process is writing
 
 
@@ -53,6 +54,8 @@ def relative_name(name: str, ending: str = "") -> str:
     Args:
         ending: the longest that will be appended to it.
     """
+    if SIMPLE.fullmatch(name):  # as a hundred thousand of them are
+        return name
     path = Path(NOT_IN_NAMES.sub("_", name))
     parts = [part for part in path.parts if part not in ("..", path.anchor, path.drive)] or ["_"]
     return "/".join([*(_short(part, NAME_BYTES) for part in parts[:-1]), _short(parts[-1], NAME_BYTES - len(ending))])

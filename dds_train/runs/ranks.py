@@ -1,11 +1,32 @@
-"""This process among those of its run, from the launcher's environment variables. No torch here."""
+"""This process among those of its launch, from the launcher's environment variables. No torch here."""
 
 import os
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from dds_train.errors import UserError
 from dds_train.runs.signals import end_now
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process among those that torchrun or srun has started together."""
+
+    rank: int = 0
+    world: int = 1
+    launch: str | None = None  # a name that its processes share, and no other launch has
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Those of this rank: item i is that of rank i mod world."""
+        return items[self.rank :: self.world]
+
+
+ALONE = Ranks()
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -22,6 +43,11 @@ def rank_and_world() -> tuple[int, int]:
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"environment variables {of_rank}={rank} and {of_world}={world}: no such rank; unset them")
     return int(rank), int(world)
+
+
+def local_rank() -> int:
+    """The rank of this process among those of its machine, as torchrun or srun set it; 0 otherwise."""
+    return int(os.environ.get("LOCAL_RANK") or (in_slurm_step() and os.environ.get("SLURM_LOCALID")) or 0)
 
 
 def is_first_rank() -> bool:

@@ -1,38 +1,41 @@
-"""The record of what a folder holds, the same for every command: settings and results by digest, and one run at a time.
+"""The record of what a folder holds, the same for every command: settings and results by digest.
 
-FOLDER/record.jsonl, a line for each event, the last one on a name being the valid one:
+FOLDER/record.jsonl, and record.rank-N.jsonl of other ranks, a line for each event, the last one on a name being the valid one:
 
 {"claim": {SETTINGS}, "command": "predict", "version": ..., "time": ...}
 {"result": NAME, "key": DIGEST, "files": {FILE: SHA256}, "values": {...}}    made, from the inputs that the key stands for
 {"result": NAME, "values": {...}}                                            more values of it
 {"struck": NAME}                                                             about to be made anew
+{"turn": N}                                       what follows in this file is later than all of smaller turns in other files
 """
 
 import contextlib
 import json
 import os
-import time
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from dds_train import __version__
 from dds_train.errors import UserError
 from dds_train.runs.digest import file_digest
-from dds_train.runs.files import HOST, atomic_write, is_alive, remove_leavings
+from dds_train.runs.files import remove_leavings
+from dds_train.runs.lock import CLAIM, locked, tell_first, told_by
+from dds_train.runs.ranks import ALONE, Ranks
 
-RECORD = "record.jsonl"
-LOCK, HOLDER, CLAIM = ".lock", ".lock.json", ".claim.lock"
-PATIENCE = 15.0  # seconds that the worker processes of a killed run may take to end
+RECORD, OF_RANK = "record.jsonl", "record.rank-{}.jsonl"
+TURN = re.compile(r'\{"turn": (\d+)\}\n')
 NONE = object()
 
 
 class Record:
-    """What `folder` holds. As a context manager it is this run's alone, from the first line of the block to the last:
+    """What `folder` holds. As a context manager it is this launch's alone, from the first line of the block to the last:
 
     with Record(folder, "predict") as record:
         record.claim({"strength": 1.0, ...})
@@ -44,35 +47,50 @@ class Record:
     Args:
         folder: need not exist yet.
         command: whose results these are.
-        rank: of several processes that are one run, the first one locks.
+        ranks: this process among others that work in the folder. Without the name of their launch, the first one locks.
 
     Raises:
-        UserError: at the beginning of the block, if another process works in the folder, or nobody can write there.
+        UserError: at the beginning of the block, if another launch works in the folder, or nobody can write there.
     """
 
-    def __init__(self, folder: str | Path, command: str, rank: int = 0) -> None:
-        self.folder, self.command, self.rank = Path(folder), command, rank
-        self.path = self.folder / RECORD
+    def __init__(self, folder: str | Path, command: str, ranks: Ranks = ALONE) -> None:
+        self.folder, self.command, self.ranks = Path(folder), command, ranks
+        self.path = self.folder / (OF_RANK.format(ranks.rank) if ranks.rank else RECORD)
         self.settings: dict[str, Any] = {}
         self.claimed_by: str | None = None
         self.results: dict[str, dict[str, Any]] = {}
-        self._stack, self._claims = contextlib.ExitStack(), False
+        self._stack, self._claims, self._turn = contextlib.ExitStack(), False, 0
         self._load()
 
     def __enter__(self) -> "Record":
-        if self.rank == 0:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(_made(self.folder))
-                stack.enter_context(_locked(self.folder, self.command))
-                self._stack = stack.pop_all()
+        if self.ranks.rank == 0 or self.ranks.launch:
+            self._stack.enter_context(locked(self.folder, self.command, self.ranks))
             end_last_line(self.path)
-            if self.path.exists():
-                remove_leavings(self.folder)
+        if self.ranks.rank == 0 and self.files:
+            remove_leavings(self.folder)
         self._load()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         self._stack.close()
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """On rank 0 the values (plain data) of all ranks, once each has come here and their records are read; None on others.
+
+        Raises:
+            UserError: if a rank has ended before.
+        """
+        if self.ranks.rank:
+            tell_first(self.folder, self.command, self.ranks, value)
+            return None
+        values = [value, *(told_by(self.folder, self.ranks, rank) for rank in range(1, self.ranks.world))]
+        self._load()
+        return values
+
+    @property
+    def files(self) -> list[Path]:
+        """Of this record, those of all ranks."""
+        return [path for name in (RECORD, OF_RANK.format("*")) for path in sorted(self.folder.glob(name))]
 
     # ---------------------------------------------------------------- settings
 
@@ -137,8 +155,9 @@ class Record:
 
     def start_over(self, names: Iterable[str]) -> None:
         """Move what an earlier run has left under `names` (glob patterns), and its record, to earlier-1/ and so on."""
-        old = [path for name in (RECORD, *names) for path in sorted(self.folder.glob(name))]  # the record first: see `claim`
-        if old and self.rank == 0:
+        # The record first: see `claim`.
+        old = [*self.files, *(path for name in names for path in sorted(self.folder.glob(name)))]
+        if old and self.ranks.rank == 0:
             number = 1
             while (folder := self.folder / f"earlier-{number}").exists():
                 number += 1
@@ -202,13 +221,13 @@ class Record:
 
     def _load(self) -> None:
         self.settings, self.claimed_by, self.results = {}, None, {}
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            self.path.open(errors="replace", encoding="utf-8") as file,
-        ):
-            for line in file:
+        parts = [part for path in self.files for part in _parts(path)]
+        for _, lines in sorted(parts, key=itemgetter(0)):
+            for line in lines:
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a kill
                     self._apply(json.loads(line))
+        last = max((turn for turn, _ in parts), default=0)
+        self._turn = last + 1 if last or self.ranks != ALONE else 0  # that of what this process writes from now on
 
     def _apply(self, event: dict[str, Any]) -> None:
         if "claim" in event:
@@ -221,10 +240,23 @@ class Record:
             self.results[event["result"]]["values"].update(event["values"])
 
     def _append(self, *events: dict[str, Any]) -> None:
-        with self.path.open("ab", buffering=0) as file:  # one write, behind those of other ranks
-            file.write("".join(f"{json.dumps(event)}\n" for event in events).encode())
+        head, self._turn = f'{{"turn": {self._turn}}}\n' if self._turn else "", 0
+        with self.path.open("ab", buffering=0) as file:  # one write
+            file.write("".join([head, *(f"{json.dumps(event)}\n" for event in events)]).encode())
         for event in events:
             self._apply(json.loads(json.dumps(event)))
+
+
+def _parts(path: Path) -> list[tuple[int, list[str]]]:
+    """Lines of a record by their turns."""
+    parts: list[tuple[int, list[str]]] = [(0, [])]
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open(errors="replace", encoding="utf-8") as file:
+        for line in file:
+            if turn := TURN.fullmatch(line):
+                parts.append((int(turn[1]), []))
+            else:
+                parts[-1][1].append(line)
+    return parts
 
 
 def end_last_line(path: Path) -> None:
@@ -260,63 +292,3 @@ def _shown(value: Any) -> str:
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
         return text[:12]  # a digest
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
-
-
-# ---------------------------------------------------------------- one run at a time
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """`folder`; gone again, with the parents made for it, if nothing came into it."""
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir={folder}: cannot be made ({error.strerror}); give another folder") from error
-    try:
-        yield
-    finally:
-        if new and {path.name for path in folder.iterdir()} <= {LOCK, CLAIM}:
-            for name in (LOCK, CLAIM):
-                (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                for one in new:
-                    one.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, command: str) -> Iterator[None]:
-    lock, holder, waited = FileLock(folder / LOCK), folder / HOLDER, time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout as error:
-            # Processes that a killed run has started end a moment after it.
-            found = _read_holder(holder)
-            dead = found["host"] == HOST and not is_alive(int(found["pid"]))
-            if not dead or time.monotonic() - waited > PATIENCE:
-                raise UserError(
-                    f"output_dir={folder}: in use by {found['command']} (process {found['pid']} on {found['host']}, since "
-                    f"{found['since']}); wait until it ends, or give another output_dir"
-                ) from error
-            time.sleep(0.2)
-        except OSError as error:
-            raise UserError(f"output_dir={folder}: cannot be written ({error.strerror}); give another folder") from error
-    try:
-        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        with atomic_write(holder) as partial:
-            partial.write_text(
-                json.dumps({"command": command, "pid": os.getpid(), "host": HOST, "since": since}), encoding="utf-8"
-            )
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _read_holder(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-    return {"command": "another command", "pid": "unknown", "host": "unknown", "since": "just now", **found}
