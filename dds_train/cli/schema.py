@@ -30,7 +30,7 @@ from pydantic import (
 
 from dds_train.cli.conf import CONF
 from dds_train.critters.world import Critter, critter
-from dds_train.data.paths import PROMPT_FILES, find_shards
+from dds_train.data.paths import PROMPT_FILES, find_shards, find_urls, is_url
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.find import find_images
@@ -238,6 +238,13 @@ def found_by(find: Callable[[str, str], object], value: Any) -> Any:
             reason = str(error).removeprefix(f"={one}: ")
             raise ValueError(reason if one == value else f"{one}: {reason}") from error
     return value
+
+
+def shard_paths(value: Any) -> Any:
+    """Paths as absolute ones, with shards there, and URLs as they are: whether these exist is seen when they are read."""
+    if isinstance(value, list):
+        return [shard_paths(one) for one in value]
+    return found_by(find_urls, value) if is_url(value) else found_by(find_shards, absolute(value))
 
 
 def images_or_edit_list(value: Any) -> Any:
@@ -523,9 +530,11 @@ class FolderData(TargetSection):
 class ShardData(TargetSection):
     model_config = ConfigDict(extra="forbid")
 
-    path: Annotated[PathTexts, AfterValidator(lambda value: found_by(find_shards, value))]
+    path: Annotated[str | list[str], FreeText(is_path=True), PlainValidator(one_or_several), AfterValidator(shard_paths)]
     latents: bool
     size: Positive | None
+    cache_dir: PathText | None
+    cache_gb: Rate
 
 
 class CritterData(TargetSection):
