@@ -40,7 +40,7 @@ def test_a_scan_finds_all_samples(shard: Path) -> None:
         offset, size = index[sample].members[extension]
         assert content[offset : offset + size] == name.encode()
     images = index.with_any({"png", "z.npy"})
-    assert [sample for sample in images] == [index[0], index[2]]
+    assert list(images) == [index[0], index[2]]
     assert images.has("json").tolist() == [True, False]
     assert len(index.with_any({"webp"})) == len(list(index.with_any({"webp"}))) == 0
 

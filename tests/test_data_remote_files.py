@@ -178,7 +178,7 @@ def test_files_are_fetched_ahead_in_order(server: RangeServer, tmp_path: Path, m
     c, a, b = (cache.locate(f"{server.url}/{name}.tar") for name in "cab")
     server.missing, ahead = {"a.tar"}, FetchAhead()
     ahead([c, a, b])
-    while not server.fetched()[-1:] == ["b.tar"]:
+    while server.fetched()[-1:] != ["b.tar"]:
         time.sleep(0.01)
     assert list(dict.fromkeys(server.fetched())) == ["c.tar", "a.tar", "b.tar"]
 

@@ -57,8 +57,8 @@ def index_local(shard: Path, folder: Path | None) -> Indexed:
 
 
 def index_remote(url: str, cache: FileCache, beside: bool) -> Indexed:
-    """The index in the cache's folder, unless the server has another file now; else the one that lies beside the shard, or that of the
-    shard, which is fetched. A shard that cannot be had is an empty one with a note, unless its index is in that folder.
+    """The index in the cache's folder, unless the server has another file now; else that beside the shard, or one of the shard,
+    which is fetched. A shard that cannot be had is an empty one with a note, unless its index is in that folder.
 
     Args:
         beside: whether to look for one beside the shard.

@@ -34,7 +34,7 @@ from dds_train.data.tar_index import IMAGES, LATENT, OpenFiles, Shard, ShardInde
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
 from dds_train.errors import UserError, first_line
 from dds_train.images.files import decode_image, square_crop
-from dds_train.runs.digest import cache_folder
+from dds_train.runs.digest import cache_folder, digest
 
 MANIFEST = "manifest.json"
 TABLE = "prompts.safetensors"
@@ -346,7 +346,7 @@ class ShardDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        samples: Sequence[ShardSample],
+        samples: ShardSamples,
         latents: bool,
         size: int,
         shape: tuple[int, ...] | None = None,
@@ -363,6 +363,11 @@ class ShardDataset(Dataset[Sample]):
 
     def name(self, index: int) -> str:
         return self.samples[index].name
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart data sets of which not the same shards could be had."""
+        return digest([len(self.lost), [[index.shard.name, len(index)] for index in self.samples.indexes]])
 
     def __getitem__(self, index: int) -> Sample:
         if index >= len(self.samples):
