@@ -1,6 +1,6 @@
 """Speed of the shard loader beside plain webdataset's, and its start.
 
-python scripts/measure_loader.py speed    samples per second: shards on this disk by both, then over HTTP, cold and cached
+python scripts/measure_loader.py speed    samples per second: shards on this disk by both, in turns, then over HTTP
 python scripts/measure_loader.py start    seconds and memory until the first sample of many, without and with kept indexes
 """
 
@@ -11,9 +11,11 @@ import multiprocessing
 import os
 import resource
 import shutil
+import statistics
 import tarfile
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +30,7 @@ from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.runs.digest import SETTLED
 from dds_train.training.data import SourceData
 
+warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
 os.environ.setdefault("WDS_SECURE", "1")
 import webdataset
 
@@ -85,21 +88,24 @@ def serve(folder: Path, delay: float, port: Any) -> None:
     server.serve_forever()
 
 
-def rate(batches: Iterable[Any], count: int) -> float:
-    """Samples per second of `count` batches, the start of the workers included."""
+def rate(batches: Iterable[Any], count: int) -> tuple[float, float]:
+    """Samples per second of `count` batches: from the start of the workers, and from the first batch."""
     start, iterator = time.perf_counter(), iter(batches)
-    for _ in range(count):
+    next(iterator)
+    first = time.perf_counter()
+    for _ in range(count - 1):
         next(iterator)
-    return count * BATCH / (time.perf_counter() - start)
+    end = time.perf_counter()
+    return count * BATCH / (end - start), (count - 1) * BATCH / (end - first)
 
 
-def ours(path: str, cache: Path, workers: int, count: int) -> float:
+def ours(path: str, cache: Path, workers: int, count: int) -> tuple[float, float]:
     source = ShardSource(path, DiffusionCheckpoint("bundled"), cache_dir=str(cache))
     data = SourceData(source.dataset(), BATCH, 1, workers, seed=0)
     return rate(data.loader(0, count), count)
 
 
-def plain(folder: Path, workers: int, count: int) -> float:
+def plain(folder: Path, workers: int, count: int) -> tuple[float, float]:
     """webdataset as its documentation has it: shards in random order, samples through a shuffle buffer."""
     urls = sorted(map(str, folder.glob("*.tar")))
     dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(1000)
@@ -117,11 +123,13 @@ def speed(folder: Path, args: argparse.Namespace) -> None:
     server = multiprocessing.Process(target=serve, args=(shards, args.delay / 1000, port), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{port.get()}/shard-{{00000..{args.shards - 1:05d}}}.tar"
-    print(f"workers  webdataset  this loader  ratio  over HTTP, {args.delay} ms a request: first epoch  then")
+    print(f"workers | webdataset | this loader | ratio | over HTTP, {args.delay} ms a request, with its start")
     for workers in args.workers:
-        both = [max(plain(shards, workers, count), 1e-9), ours(str(shards), folder, workers, count)]
-        cold, cached = (ours(url, folder / f"cache-{workers}", workers, count) for _ in range(2))
-        print(f"{workers:7d}  {both[0]:10.0f}  {both[1]:11.0f}  {both[1] / both[0]:5.2f}  {cold:51.0f}  {cached:4.0f}")
+        pairs = [(plain(shards, workers, count)[1], ours(str(shards), folder, workers, count)[1]) for _ in range(args.repeats)]
+        theirs, own = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratio = statistics.median(own / theirs for theirs, own in pairs)
+        remote, _ = ours(url, folder / f"cache-{workers}", workers, count)
+        print(f"{workers} | {theirs:.0f} | {own:.0f} | {ratio:.2f} | {remote:.0f}", flush=True)
     server.terminate()
 
 
@@ -155,6 +163,7 @@ def main() -> None:
         command.add_argument("--folder", help="for the shards, which are removed at the end; default: that of temporary files")
         if name == "speed":
             command.add_argument("--delay", type=int, default=20, help="ms of each HTTP request")
+            command.add_argument("--repeats", type=int, default=3, help="of which the medians are printed")
             command.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3, 4])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -243,8 +243,10 @@ def found_by(find: Callable[[str, str], object], value: Any) -> Any:
 def shard_paths(value: Any) -> Any:
     """Paths as absolute ones, with shards there, and URLs as they are: whether these exist is seen when they are read."""
     if isinstance(value, list):
-        return [shard_paths(one) for one in value]
-    return found_by(find_urls, value) if is_url(value) else found_by(find_shards, absolute(value))
+        paths = [one if is_url(one) else absolute(one) for one in value]
+    else:
+        paths = value if is_url(value) else absolute(value)
+    return found_by(lambda one, key: find_urls(one, key) if is_url(one) else find_shards(one, key), paths)
 
 
 def images_or_edit_list(value: Any) -> Any:

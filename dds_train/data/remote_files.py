@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -147,23 +148,23 @@ class FileCache:
 
     def _download(self, file: RemoteShard, path: Path) -> None:
         filesystem = open_filesystem(file.url)
-        with atomic_write(path) as partial, partial.open("wb") as content:
+        with atomic_write(path) as hidden, hidden.open("wb") as content:
             with FileLock(self.locks / "room"):
-                self._make_room(file.size, partial)
+                self._make_room(file.size, hidden)
                 content.truncate(file.size)  # counts from now on
             for start in range(0, file.size, CHUNK):
                 end = min(start + CHUNK, file.size)
-                chunk = self._tried(file.url, lambda start=start, end=end: read_range(filesystem, file, start, end))
+                chunk = self._tried(file.url, partial(read_range, filesystem, file, start, end))
                 content.write(chunk)
                 if content.tell() == file.size:  # a server without ranges sends all at once
                     break
 
-    def _make_room(self, size: int, partial: Path) -> None:
+    def _make_room(self, size: int, hidden: Path) -> None:
         files = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                if path != partial and path.is_file():
+                if path != hidden and path.is_file():
                     files.append((status.st_mtime, status.st_size, path))
         total = size + sum(size for _, size, _ in files)
         for _, freed, path in sorted(files):

@@ -4,7 +4,7 @@ import errno
 import os
 import tarfile
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, overload
@@ -117,27 +117,17 @@ def scan_shard(shard: Shard) -> tuple[ShardIndex, str | None]:
         UserError: if it is compressed, or a remote one that cannot be had.
     """
     samples: dict[str, ShardSample] = {}
-    end, note = 0, None
+    note = None
     try:
         with shard.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
             if file.read(6).startswith(COMPRESSED):
                 raise UserError(f"{shard}: compressed, and read by offset; decompress it first")
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    if not member.isfile() or not extension:
-                        continue
-                    if member.size < 0 or member.offset_data + member.size > size:
-                        raise tarfile.ReadError("unexpected end of data")
+            for path, offset, size in plain_members(file) or tar_members(file):
+                folder, _, name = path.rpartition("/")
+                stem, _, extension = name.partition(".")
+                if extension:
                     key = f"{folder}/{stem}" if folder else stem
-                    place = (member.offset_data, member.size)
-                    samples.setdefault(key, ShardSample(shard, key)).members[extension.lower()] = place
-            if size < end + tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("no end mark")
+                    samples.setdefault(key, ShardSample(shard, key)).members[extension.lower()] = (offset, size)
     except UserError:
         raise
     except (tarfile.TarError, ValueError, OSError) as error:
@@ -145,6 +135,53 @@ def scan_shard(shard: Shard) -> tuple[ShardIndex, str | None]:
             raise unreadable(error, str(shard)) from error
         note = f"{shard}: damaged after {len(samples)} samples ({error})"
     return ShardIndex.of(shard, samples.values()), note
+
+
+Member = tuple[str, int, int]  # path, offset and bytes of a file in a tar file
+
+
+def plain_members(file: BinaryIO) -> list[Member] | None:
+    """The members of a tar file that has nothing but files and folders with short names, several times as fast as tarfile; None
+    of any other, and of a damaged one."""
+    members: list[Member] = []
+    offset = 0
+    while True:
+        file.seek(offset)
+        header = file.read(tarfile.BLOCKSIZE)
+        if header == bytes(tarfile.BLOCKSIZE):
+            return members
+        kind, path, prefix = header[156:157], header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
+        try:
+            size, checksum = (int(field.rstrip(b" \0"), 8) for field in (header[124:136], header[148:156]))
+        except ValueError:
+            return None
+        if header[257:262] != b"ustar" or kind not in (b"0", b"5") or sum(header) - sum(header[148:156]) + 256 != checksum:
+            return None
+        offset += tarfile.BLOCKSIZE
+        if kind == b"0":
+            path = prefix + b"/" + path if prefix else path
+            members.append((path.decode(errors="surrogateescape"), offset, size))
+            offset += -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def tar_members(file: BinaryIO) -> Iterator[Member]:
+    """The members of any tar file.
+
+    Raises:
+        tarfile.TarError, ValueError, OSError: where it is damaged.
+    """
+    file_size, end = os.fstat(file.fileno()).st_size, 0
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            if not member.isfile():
+                continue
+            if member.size < 0 or member.offset_data + member.size > file_size:
+                raise tarfile.ReadError("unexpected end of data")
+            yield member.name, member.offset_data, member.size
+    if file_size < end + tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end mark")
 
 
 class OpenFiles:
