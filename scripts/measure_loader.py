@@ -30,7 +30,6 @@ from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.runs.digest import SETTLED
 from dds_train.training.data import SourceData
 
-warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
 os.environ.setdefault("WDS_SECURE", "1")
 import webdataset
 
@@ -114,6 +113,7 @@ def plain(folder: Path, workers: int, count: int) -> tuple[float, float]:
 
 
 def speed(folder: Path, args: argparse.Namespace) -> None:
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     shards = folder / "shards"
     shards.mkdir()
     write_shards(shards, args.shards, args.samples, args.side)

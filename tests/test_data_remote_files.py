@@ -1,5 +1,6 @@
 """Files of a web server in a bounded cache: a slow server, a broken one, one that dies."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -135,6 +136,20 @@ def test_the_cache_stays_below_its_limit(server: RangeServer, tmp_path: Path) ->
         assert opened.read() == b"a" * 1000
 
 
+def test_fetches_at_once_stay_below_the_limit_together(server: RangeServer, tmp_path: Path) -> None:
+    server.delay = 0.02
+    cache, most = new_cache(tmp_path, limit=2500), [0]
+    files = [cache.locate(f"{server.url}/{name}.tar") for name in "abcd"]
+    threads = [threading.Thread(target=cache.fetch, args=(file,)) for file in files]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        with contextlib.suppress(FileNotFoundError):
+            most.append(cached(cache))
+    assert max(most) == 2000
+    assert sorted(server.fetched()) == [f"{name}.tar" for name in "abcd"]
+
+
 def kill_half_way(folder: Path, url: str) -> None:
     read, calls = remote_files.read_range, itertools.count()
 
@@ -190,7 +205,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str) -> None:
     monkeypatch.setattr("fsspec.filesystem", lambda *_: __import__("no_such_package"))
     with pytest.raises(UserError, match=rf"^data.path={scheme}://b/a.tar: .*: pip install 'dds_train\[{scheme}\]'$"):
-        remote_files.open_filesystem(f"{scheme}://b/a.tar")
+        new_cache(tmp_path).locate(f"{scheme}://b/a.tar")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dds_train.data import synthesis
 from dds_train.data.prompts import fill_all
+from dds_train.data.kept_index import index_beside
 from dds_train.data.shards import ShardSource
 from dds_train.data.synthesis import Recipe, image_seed, recipe_for, synthesize, verify
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
@@ -85,6 +86,7 @@ def test_a_sample_has_image_latent_prompt_and_seed(checkpoint: DiffusionCheckpoi
     synthesize(checkpoint, r, tmp_path / "d", batch_size=7)
     samples = content(tmp_path / "d")
     assert [s["json"]["prompt"] for s in samples] == PROMPTS
+    assert all(index_beside(shard).exists() for shard in (tmp_path / "d").glob("*.tar"))
     table = PromptTable.load(tmp_path / "d" / "prompts.safetensors")
     for number, sample in enumerate(samples):
         assert list(table.rows)[sample["json"]["prompt_id"]] == sample["json"]["prompt"]

@@ -127,7 +127,7 @@ def read_sample(dataset: Dataset[Sample], index: int) -> Sample | str:
         if failure := storage_error(error, f"data: sample {index}"):
             raise failure from error
         return message if isinstance(error, UserError) else f"sample {index}: {type(error).__name__}: {message}"
-    # A finite sum has finite terms, and takes a fifth of the time.
+    # A finite sum has finite terms, and is soon made.
     sums = {name: value.sum() for name, value in sample.items() if value.is_floating_point()}
     broken = [name for name, total in sums.items() if not (total.isfinite() or sample[name].isfinite().all())]
     return f"{sample_name(dataset, index)}: {broken[0]} is not finite" if broken else sample

@@ -101,21 +101,22 @@ class FileCache:
         Raises:
             LostFile: if it does not tell.
         """
-        info = self._tried(url, lambda: open_filesystem(url).info(url))
+        filesystem = open_filesystem(url)
+        info = self._tried(url, lambda: filesystem.info(url))
         version = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
         if not info.get("size"):
             raise LostFile(f"{url.partition('?')[0]}: cannot be had (empty, or the server does not tell its size)", final=True)
         return RemoteShard(url, info["size"], version, self)
 
     def glob(self, pattern: str) -> list[str]:
-        """URLs of the files that a pattern, or *.tar of a folder, finds, sorted.
+        """URLs of the files that match a pattern.
 
         Raises:
             LostFile: if the server does not tell.
         """
         filesystem = open_filesystem(pattern)
         found = self._tried(pattern, lambda: filesystem.glob(pattern))
-        return sorted(filesystem.unstrip_protocol(one) for one in found)
+        return [filesystem.unstrip_protocol(one) for one in found]
 
     def fetch(self, file: RemoteShard) -> Path:
         """Where it is on this disk, until other files need the room.
@@ -150,7 +151,9 @@ class FileCache:
         filesystem = open_filesystem(file.url)
         with atomic_write(path) as hidden, hidden.open("wb") as content:
             with FileLock(self.locks / "room"):
-                self._make_room(file.size, hidden)
+                while not self._has_room(file.size, hidden):
+                    time.sleep(0.05)
+                    remove_leavings(self.folder)
                 content.truncate(file.size)  # counts from now on
             for start in range(0, file.size, CHUNK):
                 end = min(start + CHUNK, file.size)
@@ -159,7 +162,8 @@ class FileCache:
                 if content.tell() == file.size:  # a server without ranges sends all at once
                     break
 
-    def _make_room(self, size: int, hidden: Path) -> None:
+    def _has_room(self, size: int, hidden: Path) -> bool:
+        """Whether there is room, for which files have gone; False while others are being fetched that take it."""
         files = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -168,11 +172,10 @@ class FileCache:
                     files.append((status.st_mtime, status.st_size, path))
         total = size + sum(size for _, size, _ in files)
         for _, freed, path in sorted(files):
-            if total <= self.limit:
-                break
-            if not path.name.startswith("."):  # which is being fetched
+            if total > self.limit and not path.name.startswith("."):
                 path.unlink(missing_ok=True)
                 total -= freed
+        return total <= self.limit or not any(path.name.startswith(".") and size for _, size, path in files)
 
     def _tried(self, url: str, call: Callable[[], T]) -> T:
         """`call()`, tried again after failures that may pass.

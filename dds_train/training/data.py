@@ -41,7 +41,7 @@ class SourceData(pl.LightningDataModule):
         self._order, self._first = order, len(dataset) - self.size  # type: ignore[arg-type]
         self._groups = partial(order.groups, self._first, self.size) if order else None
         self._fetch_ahead = FetchAhead()
-        self.fingerprint: str = getattr(dataset, "fingerprint", "")
+        self.fingerprint = f"{self.size} {getattr(dataset, 'fingerprint', '')}"  # the same on all ranks
 
     def check_latents(self, shape: tuple[int, ...]) -> None:
         """Refuse latents that a teacher of this shape [C,h,w] cannot take, or that would have to be augmented."""
