@@ -92,6 +92,15 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     ([*FIT, "data=folder"], "data.path=/nowhere", "data.path=/nowhere: no such file or folder"),
     ([*FIT, "data=shards"], "data.path=/nowhere", "data.path=/nowhere: no shards"),
     ([*FIT, "data=shards"], "data.path=pipe:ls", "not a local path"),
+    (
+        [*FIT, "data=shards"],
+        "data.path=ssh://host/a.tar",
+        "data.path=ssh://host/a.tar: shards are on this disk or behind https://",
+    ),
+    ([*FIT, "data=shards"], "data.path=s3://b/{0..9}.tar.gz", "compressed, and read by offset"),
+    ([*FIT, "data=shards"], "data.path=[.,s3://b/a.tgz]", "s3://b/a.tgz: compressed"),
+    ([*FIT, "data=shards", "data.path=."], "data.cache_gb=0", "data.cache_gb=0: must be greater than 0"),
+    (FIT, "data=ssh://host/a.tar", "shards are on this disk or behind"),
     ([*FIT, "data=critters"], "+data.furr=orange", "did you mean 'fur'"),
     (FIT, "resume=/nowhere.ckpt", "resume=/nowhere.ckpt: no such file or folder; take auto, never"),
     (FIT, "output_dir=cat.png/run", "cat.png is a file"),
@@ -466,6 +475,16 @@ def test_a_path_is_taken_as_teacher_or_data(folder: Path) -> None:
         config = configure(*FIT, f"data={typed}")
         assert config.data.target.endswith(source), typed
         assert config.data.path == str(folder / typed)
+
+
+@pytest.mark.parametrize(
+    "typed", ["s3://bucket/cats-{00000..00999}.tar", "https://example.org/a b?x=1&y=[2]", "hf://datasets/a/b"]
+)
+def test_urls_of_shards_stay_as_they_are(folder: Path, typed: str) -> None:
+    for overrides in (["data=shards", f"data.path={typed}"], ["data=shards", f"data.path='{typed}'"], [f"data={typed}"]):
+        config = configure(*FIT, *overrides)
+        assert (config.data.path, config.data.cache_gb) == (typed, 50)
+    assert configure(*FIT, "data=shards", f"data.path=['{typed}',.]").data.path == [typed, str(folder)]
 
 
 @pytest.mark.parametrize(

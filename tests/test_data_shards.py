@@ -120,7 +120,7 @@ def test_no_code_in_a_shard_is_executed(checkpoint: DiffusionCheckpoint, tmp_pat
     assert batch["position"] == [3]
     assert len(batch["bad"]) == 3
     assert not (tmp_path / "pwned").exists()
-    for wrong in ("pipe:touch pwned", "https://example.org/a.tar", str(tmp_path / "none")):
+    for wrong in ("pipe:touch pwned", "ssh://host/a.tar", "s3::https://host/a.tar", str(tmp_path / "none")):
         with pytest.raises(UserError, match=r"data\.path"):
             ShardSource(wrong, checkpoint)
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dds_train.data import synthesis
+from dds_train.data.kept_index import index_beside
 from dds_train.data.prompts import fill_all
 from dds_train.data.shards import ShardSource
 from dds_train.data.synthesis import Recipe, image_seed, recipe_for, synthesize, verify
@@ -88,6 +89,7 @@ def test_a_sample_has_image_latent_prompt_and_seed(checkpoint: DiffusionCheckpoi
     samples = content(tmp_path / "d")
     assert [s["json"]["prompt"] for s in samples] == PROMPTS
     prompts = PromptFile(tmp_path / "d" / "prompts.sqlite")
+    assert all(index_beside(shard).exists() for shard in (tmp_path / "d").glob("*.tar"))
     for number, sample in enumerate(samples):
         assert sample["json"]["seed"] == image_seed(r, number, 0)
         # The latent is that of the saved image, as predict encodes it.

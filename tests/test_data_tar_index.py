@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dds_train.data.source import StorageError
-from dds_train.data.tar_index import OpenFiles, ShardSample, scan_shard
+from dds_train.data.tar_index import OpenFiles, ShardSample, plain_members, scan_shard, tar_members
 
 
 def write_shard(path: Path, **members: bytes) -> Path:
@@ -106,3 +106,31 @@ def test_a_damaged_header_ends_a_shard(tmp_path: Path) -> None:
     assert [sample.key for sample in samples] == ["0"]
     assert note is not None
     assert "a.tar: damaged after 1 samples" in note
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("long", [False, True])
+def test_plain_members_are_those_of_tarfile(tmp_path: Path, format: int, long: bool) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as tar:
+        last = f"{'d' * 60}/{'e' * (70 if long else 9)}.txt"
+        for number, name in enumerate(("a.png", "b/é.json", "b/c.z.npy", last)):
+            folder = tarfile.TarInfo("b/")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+            info = tarfile.TarInfo(name)
+            info.size = 400 * number
+            tar.addfile(info, io.BytesIO(bytes(400 * number)))
+    with (tmp_path / "a.tar").open("rb") as file:
+        plain, expected = plain_members(file), list(tar_members(file))
+    assert len(expected) == 4
+    has_more = format == tarfile.PAX_FORMAT or (format == tarfile.GNU_FORMAT and long)  # headers than one for each member
+    assert plain == (None if has_more else expected)
+
+
+def test_what_is_damaged_is_left_to_tarfile(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", **{"0_txt": b"x", "1_txt": b"y"})
+    content = shard.read_bytes()
+    for damaged in (content[:1536], content[:1200], content[:1030] + b"?" + content[1031:], b"", bytes(512) + content):
+        shard.write_bytes(damaged)
+        with shard.open("rb") as file:
+            assert not plain_members(file)

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from dds_train.cli.conf import CONF
 from dds_train.cli.schema import MODELS, CheckpointTeacher, FreeText, Short
+from dds_train.data.paths import is_url
 
 # A text between quotes that have no others of their kind inside.
 QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
@@ -75,7 +76,7 @@ def expanded(
     if key not in ("teacher", "data") or is_choice or not looks_like_path(value):
         return [override]
     if key == "data":
-        has_shards = value.endswith(".tar") or any(Path(value).expanduser().glob("*.tar"))
+        has_shards = value.endswith(".tar") or is_url(value) or any(Path(value).expanduser().glob("*.tar"))
         return [f"data={'shards' if has_shards else 'folder'}", f"data.path={value}"]
     return [*teacher_settings(command, family), f"teacher.path={value}"]
 

@@ -30,7 +30,7 @@ from pydantic import (
 
 from dds_train.cli.conf import CONF
 from dds_train.critters.world import Critter, critter
-from dds_train.data.paths import PROMPT_FILES, find_shards
+from dds_train.data.paths import PROMPT_FILES, find_shards, find_urls, is_url
 from dds_train.errors import UserError
 from dds_train.images.edit_list import is_edit_list, read_edit_list
 from dds_train.images.find import check_images
@@ -239,6 +239,15 @@ def found_by(find: Callable[[str, str], object], value: Any) -> Any:
             reason = str(error).removeprefix(f"={one}: ")
             raise ValueError(reason if one == value else f"{one}: {reason}") from error
     return value
+
+
+def shard_paths(value: Any) -> Any:
+    """Paths as absolute ones, with shards there, and URLs as they are: whether these exist is seen when they are read."""
+    if isinstance(value, list):
+        paths = [one if is_url(one) else absolute(one) for one in value]
+    else:
+        paths = value if is_url(value) else absolute(value)
+    return found_by(lambda one, key: find_urls(one, key) if is_url(one) else find_shards(one, key), paths)
 
 
 def images_or_edit_list(value: Any) -> Any:
@@ -524,9 +533,11 @@ class FolderData(TargetSection):
 class ShardData(TargetSection):
     model_config = ConfigDict(extra="forbid")
 
-    path: Annotated[PathTexts, AfterValidator(lambda value: found_by(find_shards, value))]
+    path: Annotated[str | list[str], FreeText(is_path=True), PlainValidator(one_or_several), AfterValidator(shard_paths)]
     latents: bool
     size: Positive | None
+    cache_dir: PathText | None
+    cache_gb: Rate
 
 
 class CritterData(TargetSection):

@@ -1,6 +1,8 @@
 """Batches as a function of (seed, step) alone, whatever the workers, ranks and earlier steps."""
 
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from dds_train.errors import UserError
 from dds_train.runs.signals import ignore_signals
 
 Place = tuple[int, int]  # (position in the endless order, index into the dataset)
+Groups = Callable[[torch.Generator], list[Tensor]]  # a random order of all indices, in groups that are read one after another
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # of pixels [3,S,S]
 
 
@@ -22,30 +25,65 @@ class StatelessBatchSampler(Sampler[list[Place]]):
     Every image comes once before any comes twice. A batch depends on (seed, its index, rank) alone, so a resumed run gets the
     batches of an uninterrupted one. Positions count the images of all ranks; noise and tasks are functions of them, so data
     parallelism is exact: N ranks of batch size B see the samples and the noise of one rank of batch size N B.
+
+    Args:
+        groups: the order of an epoch; default: a shuffle.
+        ahead: is called with the indices of the group that a batch enters, from there on, and those of the next group.
     """
 
     def __init__(
-        self, size: int, batch_size: int, first: int, last: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        first: int,
+        last: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: Groups | None = None,
+        ahead: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.size, self.batch_size, self.first, self.last = size, batch_size, first, last
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.groups = groups or (lambda rng: [torch.randperm(size, generator=rng)])
+        self.ahead = ahead
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self._ends: list[int] = []  # of the groups of this epoch
 
     def __len__(self) -> int:
         # Not last - first: after a resume, Lightning goes on counting from the batches before it.
         return self.last
 
     def __iter__(self) -> Iterator[list[Place]]:
+        entered = None
         for number in range(self.first, self.last):
             start = (number * self.world_size + self.rank) * self.batch_size
+            if self.ahead:
+                entered = self._look_ahead(start, entered)
             yield [(position, self.index_at(position)) for position in range(start, start + self.batch_size)]
 
     def index_at(self, position: int) -> int:
         """The index into the dataset of an image, by its position in the endless order."""
         epoch, index = divmod(position, self.size)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, torch.randperm(self.size, generator=seeded_rng(self.seed, "order", epoch))
+            groups = self._groups_of(epoch)
+            self._epoch, self._order, self._ends = epoch, torch.cat(groups), list(accumulate(map(len, groups)))
         return int(self._order[index])
+
+    def _groups_of(self, epoch: int) -> list[Tensor]:
+        return self.groups(seeded_rng(self.seed, "order", epoch))
+
+    def _look_ahead(self, position: int, entered: tuple[int, int] | None) -> tuple[int, int]:
+        """The epoch and group of a position, announced if it is not the one `entered` last."""
+        assert self.ahead is not None
+        self.index_at(position)
+        group = bisect(self._ends, position % self.size)
+        if (self._epoch, group) != entered:
+            is_last = group + 1 == len(self._ends)
+            coming = self._groups_of(self._epoch + 1)[:1] if is_last else []
+            until = self._ends[min(group + 1, len(self._ends) - 1)]
+            self.ahead(torch.cat([self._order[position % self.size : until], *coming]))
+        return self._epoch, group
 
 
 class PositionedDataset(Dataset[dict[str, Any]]):
@@ -89,7 +127,9 @@ def read_sample(dataset: Dataset[Sample], index: int) -> Sample | str:
         if failure := storage_error(error, f"data: sample {index}"):
             raise failure from error
         return message if isinstance(error, UserError) else f"sample {index}: {type(error).__name__}: {message}"
-    broken = [name for name, value in sample.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    # A finite sum has finite terms, and is soon made.
+    sums = {name: value.sum() for name, value in sample.items() if value.is_floating_point()}
+    broken = [name for name, total in sums.items() if not (total.isfinite() or sample[name].isfinite().all())]
     return f"{sample_name(dataset, index)}: {broken[0]} is not finite" if broken else sample
 
 

@@ -1,40 +1,47 @@
-"""WebDataset shards on this disk, read map-style by offset: exact, resumable order for any number of shards, workers and ranks.
+"""WebDataset shards, read map-style by offset: exact, resumable order for any number of shards, workers and ranks.
 
 A shard is a tar file whose members come in groups, "000042.png" and "000042.json" making sample 000042. Only the formats below
-are read; nothing is unpickled, nothing runs a shell.
+are read; nothing is unpickled, nothing runs a shell. Shards behind URLs are fetched into a cache as they are needed.
 """
 
 import contextlib
 import io
 import json
+import sys
+from bisect import bisect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from dds_train.data.paths import find_shards
+from dds_train.data.kept_index import Indexed, index_local, index_remote, kept_captions
+from dds_train.data.order import ShardOrder
+from dds_train.data.paths import find_shards, find_urls, is_url
+from dds_train.data.remote_files import GIB, FileCache, LostFile, RemoteShard
 from dds_train.data.source import Sample, StorageError, image_size
-from dds_train.data.tar_index import OpenFiles, ShardSample, scan_shard
+from dds_train.data.tar_index import IMAGES, LATENT, OpenFiles, Shard, ShardIndex, ShardSample
 from dds_train.diffusion import DiffusionCheckpoint, PromptFile
 from dds_train.errors import UserError, first_line
 from dds_train.images.files import decode_image, square_crop
+from dds_train.runs.digest import cache_folder, digest
 
-LATENT = "z.npy"
-IMAGES = ("png", "jpg", "jpeg", "webp")
 MANIFEST = "manifest.json"
 TABLE = "prompts.sqlite"
 FORMAT = 2  # of the manifest
 CAPTIONS = ("prompt", "caption", "text")  # keys of a .json
 LOOKED_AT = 32  # latents whose most common shape is that of the data set
+CONNECTIONS = 8  # to servers, while shards are looked up
 
 
 @dataclass(frozen=True)
@@ -58,30 +65,50 @@ class ShardSource:
     Samples without what the others have, and those lost where a shard is damaged, are in the data set as bad ones.
 
     Args:
-        path: a folder of *.tar, a glob pattern, or a list of these.
+        path: a folder of *.tar, a glob pattern, a range such as DIR/{000..012}.tar, a URL of any of these, or a list of them.
         checkpoint: the teacher's; shards that `synthesize` made with another VAE or text encoder are refused.
         latents: whether to prefer latents over images.
         size: side of images in pixels; default: the teacher's.
+        cache_dir: folder for remote shards and for indexes; default: $DDS_CACHE or ~/.cache/dds_train.
+        cache_gb: GiB of remote shards in that folder.
 
     Raises:
-        UserError: if there are no shards, or no images and latents in them.
+        UserError: if there are no shards, or no images and latents in them, or the cache is too small for them.
     """
 
     def __init__(
-        self, path: str | Sequence[str], checkpoint: DiffusionCheckpoint, latents: bool = True, size: int | None = None
+        self,
+        path: str | Sequence[str],
+        checkpoint: DiffusionCheckpoint,
+        latents: bool = True,
+        size: int | None = None,
+        cache_dir: str | None = None,
+        cache_gb: float = 50,
     ) -> None:
         self.checkpoint = checkpoint
-        specs = [path] if isinstance(path, str) else path
-        self.shards = list(dict.fromkeys(shard for spec in specs for shard in find_shards(spec)))
-        self.manifest = read_shard_manifest(self.shards)
-        scanned = [scan_shard(shard) for shard in self.shards]
+        specs = [path] if isinstance(path, str) else list(path)
+        is_remote, self._folder = any(is_url(spec) for spec in specs), None
+        with contextlib.nullcontext() if is_remote else contextlib.suppress(UserError):  # no home folder
+            self._folder = (Path(cache_dir).expanduser() if cache_dir else cache_folder()) / "shards"
+        self._cache = FileCache(self._folder, int(cache_gb * GIB)) if is_remote and self._folder else None
+        if self._cache:
+            self._cache.prepare()
+        found = list(dict.fromkeys(shard for spec in specs for shard in self._find(spec)))
+        folders = {str(one.parent) if isinstance(one, Path) else one.rpartition("/")[0] for one in found}
+        self.folder = folders.pop() if len(folders) == 1 else None  # of all shards: a path or URL
+        manifest = self._beside(MANIFEST)
+        self.manifest = read_manifest(manifest) if manifest else None
+        scanned = list(self._scan(found))
+        self.shards = [index.shard for index, _ in scanned]
+        check_sizes(self.shards, self.manifest)
         self.notes = [note for _, note in scanned if note]
         extensions = {LATENT, *IMAGES} if latents else set(IMAGES)
-        self.samples = [sample for samples, _ in scanned for sample in samples if extensions & set(sample.members)]
+        self.samples = ShardSamples([index.with_any(extensions) for index, _ in scanned])
         if not self.samples:
             reason = "; ".join(self.notes) or f"looked for .{LATENT} and .{', .'.join(IMAGES)}"
             raise UserError(f"data.path={path}: no samples in these shards ({reason})")
-        with_latents = sum(LATENT in sample.members for sample in self.samples)
+        self.order = shard_order(self.samples, self._cache.limit) if self._cache else None
+        with_latents = sum(int(index.has(LATENT).sum()) for index in self.samples.indexes)
         self.latents = latents and 2 * with_latents > len(self.samples)
         if latents and 0 < with_latents < len(self.samples):
             remedy = "and are left out; data.latents=false trains on images" if self.latents else "so images are trained on"
@@ -95,6 +122,53 @@ class ShardSource:
             for number in range(len(samples), max(usual, len(samples) + 1) if note else 0)
         ]
         self._without_caption: dict[int, str] = {}  # index -> why; filled by `captions`
+
+    def _find(self, spec: str) -> list[Path] | list[str]:
+        """Paths of shards, or their URLs."""
+        if not is_url(spec):
+            return find_shards(spec)
+        assert self._cache is not None
+        urls = find_urls(spec)
+        for pattern in [url for url in urls if not url.partition("?")[0].endswith(".tar") or "*" in url or "[" in url]:
+            urls.remove(pattern)
+            urls += self._cache.glob(pattern if "*" in pattern or "[" in pattern else f"{pattern.rstrip('/')}/*.tar")
+        if not urls:
+            raise UserError(f"data.path={spec}: no shards (*.tar) there")
+        return sorted(urls)
+
+    def _beside(self, name: str) -> Path | None:
+        """A file in the folder of all shards, if there is one.
+
+        Raises:
+            LostFile: if the server does not tell.
+        """
+        if self.folder is None:
+            return None
+        if not is_url(self.folder):
+            return path if (path := Path(self.folder, name)).exists() else None
+        assert self._cache is not None
+        try:
+            return self._cache.fetch(self._cache.locate(f"{self.folder}/{name}"))
+        except LostFile as error:
+            if error.final:
+                return None
+            raise
+
+    def _scan(self, found: Sequence[Path | str]) -> Iterator[Indexed]:
+        """Indexes of all shards, in order."""
+
+        def scan(one: Path | str) -> Indexed:
+            if isinstance(one, Path):
+                return index_local(one, self._folder)
+            assert self._cache is not None
+            return index_remote(one, self._cache, beside=self.manifest is not None)
+
+        bar = {"total": len(found), "desc": "look up shards", "unit": "shard", "delay": 5}
+        if self._cache:
+            with ThreadPoolExecutor(CONNECTIONS) as threads:
+                yield from tqdm(threads.map(scan, found), **bar)
+        else:
+            yield from tqdm(map(scan, found), **bar)
 
     def prepare(self) -> None:
         for note in self.notes:
@@ -111,24 +185,41 @@ class ShardSource:
         Raises:
             UserError: if no sample has one.
         """
-        dataset, captions = self.dataset(), []
-        for index, sample in enumerate(self.samples):
-            try:
-                captions.append(dataset.caption(sample))
-            except StorageError:
-                raise
-            except UserError as error:
-                captions.append("")
-                self._without_caption[index] = str(error)
+        captions: list[str] = []
+        for index in self.samples.indexes:
+            for caption, problem in self._captions_of(index):
+                if problem:
+                    self._without_caption[len(captions)] = problem
+                captions.append(sys.intern(caption))  # often the same
         if len(self._without_caption) == len(captions):
             raise UserError(self._without_caption[0])
         return captions
 
+    def _captions_of(self, index: ShardIndex) -> list[list[str]]:
+        """The caption of each sample, or why there is none."""
+        dataset = self.dataset()
+
+        def read() -> list[list[str]]:
+            found = []
+            for sample in index:
+                try:
+                    found.append([dataset.caption(sample), ""])
+                except (StorageError, LostFile):
+                    raise
+                except UserError as error:
+                    found.append(["", str(error)])
+            return found
+
+        try:
+            return kept_captions(index, self._folder, read)
+        except LostFile as error:
+            return [["", f"{sample.name}: {error.__cause__}"] for sample in index]
+
     @property
     def prompts(self) -> PromptFile | None:
         """Embeddings of the prompts, if `synthesize` made the shards."""
-        path = self.shards[0].parent / TABLE
-        return PromptFile(path) if self.manifest and path.exists() else None
+        table = self._beside(TABLE) if self.manifest else None
+        return PromptFile(table) if table else None
 
     @property
     def preview(self) -> LinearPreview | None:
@@ -138,14 +229,18 @@ class ShardSource:
         return LinearPreview(torch.tensor(self.manifest["colours"]), self.manifest["image"][-1] // self.manifest["latents"][-1])
 
     def dataset(self) -> "ShardDataset":
-        return ShardDataset(self.samples, self.latents, self.size, self._latent_shape, self.lost, self._without_caption)
+        return ShardDataset(
+            self.samples, self.latents, self.size, self._latent_shape, self.lost, self._without_caption, self.order
+        )
 
     @cached_property
     def _latent_shape(self) -> tuple[int, ...] | None:
         if self.manifest:
             return tuple(self.manifest["latents"])
         dataset, shapes = ShardDataset(self.samples, True, 0), Counter[tuple[int, ...]]()
-        for index in range(0, len(self.samples), -(-len(self.samples) // LOOKED_AT)) if self.latents else ():
+        # All over the data set, unless each would take a shard to be fetched.
+        last = min(LOOKED_AT, len(self.samples)) if self.order else len(self.samples)
+        for index in range(0, last, -(-last // LOOKED_AT)) if self.latents else ():
             with contextlib.suppress(UserError):
                 shapes[tuple(dataset[index]["z"].shape)] += 1
         return shapes.most_common(1)[0][0] if shapes else None
@@ -160,28 +255,38 @@ class ShardSource:
         if made_by[part] != digest:
             name = {"vae": "VAE", "text": "text encoder or teacher.max_tokens"}[part]
             raise UserError(
-                f"data.path={self.shards[0].parent}: made with another {name} (that of {made_by['path']}) than "
+                f"data.path={self.folder}: made with another {name} (that of {made_by['path']}) than "
                 f"teacher.path={self.checkpoint.path}; take that teacher, or synthesize the data set again"
             )
 
 
-def read_shard_manifest(shards: Sequence[Path]) -> dict[str, Any] | None:
-    """The manifest that `synthesize` wrote, if all shards are in one folder that has one.
-
-    Raises:
-        UserError: as `read_manifest`, or if a shard's size differs from it.
-    """
-    folders = {shard.parent for shard in shards}
-    manifest = read_manifest(next(iter(folders)) / MANIFEST) if len(folders) == 1 else None
+def check_sizes(shards: Sequence[Shard], manifest: Mapping[str, Any] | None) -> None:
+    """Raises UserError if a shard's size differs from that in its manifest."""
     sizes = {shard["name"]: shard["bytes"] for shard in manifest["shards"]} if manifest else {}
     for shard in shards:
-        size = shard.stat().st_size
-        if sizes.get(shard.name, size) != size:
+        size = shard.size if isinstance(shard, RemoteShard) else shard.stat().st_size
+        if size and sizes.get(shard.name, size) != size:
             raise UserError(
                 f"{shard}: {size} bytes, {sizes[shard.name]} in its manifest; "
                 "delete the shard and run the same synthesize command again, which makes what is missing"
             )
-    return manifest
+
+
+def shard_order(samples: "ShardSamples", limit: int) -> ShardOrder:
+    """The order of shards some of which are remote.
+
+    Raises:
+        UserError: if the cache is too small for them.
+    """
+    shards = [index.shard if isinstance(index.shard, RemoteShard) else None for index in samples.indexes]
+    largest = max((shard.size for shard in shards if shard), default=0)
+    order = ShardOrder(samples.ends, shards, limit)
+    if not order.fits and 3 * largest > limit:
+        raise UserError(
+            f"data.cache_gb={limit / GIB:g}: too small for three of these shards, of up to {largest / GIB:.3g} GiB; "
+            f"give at least {3 * largest / GIB:.3g}"
+        )
+    return order
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -208,6 +313,27 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     )
 
 
+class ShardSamples(Sequence[ShardSample]):
+    """The samples of all indexes, one after another."""
+
+    def __init__(self, indexes: Sequence[ShardIndex]) -> None:
+        self.indexes = indexes
+        self.ends: list[int] = np.cumsum([len(index) for index in indexes]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @overload
+    def __getitem__(self, number: int) -> ShardSample: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ShardSample]: ...
+    def __getitem__(self, number: int | slice) -> ShardSample | list[ShardSample]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        shard = bisect(self.ends, number)  # raises IndexError below, if there is none
+        return self.indexes[shard][number - self.ends[shard]]
+
+
 class ShardDataset(Dataset[Sample]):
     """Samples as tensors. Raises UserError for a damaged sample, StorageError if a shard cannot be read.
 
@@ -215,18 +341,21 @@ class ShardDataset(Dataset[Sample]):
         shape: of all latents; others are damaged. None for any.
         lost: reasons for samples that are in no shard any more, after the others.
         bad: index -> reason, of samples that cannot be used; may grow until the data set is read.
+        order: of remote shards.
     """
 
     def __init__(
         self,
-        samples: Sequence[ShardSample],
+        samples: ShardSamples,
         latents: bool,
         size: int,
         shape: tuple[int, ...] | None = None,
         lost: Sequence[str] = (),
         bad: Mapping[int, str] = MappingProxyType({}),
+        order: ShardOrder | None = None,
     ) -> None:
         self.samples, self.latents, self.size, self.shape, self.lost, self.bad = samples, latents, size, shape, lost, bad
+        self.order = order
         self._files = OpenFiles()
 
     def __len__(self) -> int:
@@ -234,6 +363,11 @@ class ShardDataset(Dataset[Sample]):
 
     def name(self, index: int) -> str:
         return self.samples[index].name
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart data sets of which not the same shards could be had."""
+        return digest([len(self.lost), [[index.shard.name, len(index)] for index in self.samples.indexes]])
 
     def __getitem__(self, index: int) -> Sample:
         if index >= len(self.samples):
@@ -263,7 +397,7 @@ class ShardDataset(Dataset[Sample]):
                 try:
                     if text := read(self._read(sample, extension)):
                         return text
-                except StorageError:
+                except (StorageError, LostFile):
                     raise
                 except (ValueError, RecursionError) as error:
                     problem = f"no caption: .{extension} cannot be read ({first_line(error)})"
@@ -272,7 +406,10 @@ class ShardDataset(Dataset[Sample]):
     def _read(self, sample: ShardSample, extension: str) -> bytes:
         if extension not in sample.members:
             raise UserError(f"{sample.name}: has no .{extension}")
-        return self._files.read(sample.shard, *sample.members[extension])
+        try:
+            return self._files.read(sample.shard, *sample.members[extension])
+        except LostFile as error:
+            raise LostFile(f"{sample.name}: {error}", error.final) from error
 
 
 def caption_of_json(content: bytes) -> str:

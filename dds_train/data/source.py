@@ -39,7 +39,8 @@ class Source(Protocol):
     def dataset(self) -> Dataset[Sample]:
         """Map-style and sized; after `prepare`. A sample that raises an error is left out, counted and recorded by the error's
         message; a `StorageError`, or an OSError that is not about one file, stops the run. With a method ``name(index)``,
-        reports name samples by more than their number."""
+        reports name samples by more than their number; with an ``order`` (`data.order`), samples come in it; with a
+        ``fingerprint``, a run stops whose ranks have others."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Data sets sampled from the teacher: WebDataset shards of images, latents and prompts, with a file of prompt embeddings.
 
 DIR/shard-00000.tar ...   NAME.png, NAME.z.npy (latent of that png), NAME.json (prompt, seed, score)
+DIR/shard-00000.index.npz ...   where the samples of a shard are
 DIR/prompts.sqlite        embeddings of all prompts (`PromptFile`)
 DIR/manifest.json         checksums, digests of the teacher, sampling settings; written last, when all shards are complete
 DIR/preview.png           the first images
@@ -26,7 +27,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dds_train.data.kept_batches import KeptBatches
-from dds_train.data.shards import FORMAT, LATENT, MANIFEST, TABLE, ShardSource, read_manifest
+from dds_train.data.kept_index import index_beside, write_beside
+from dds_train.data.shards import FORMAT, MANIFEST, TABLE, ShardSource, read_manifest
+from dds_train.data.tar_index import LATENT
 from dds_train.diffusion import DiffusionCheckpoint, PromptFile, sample_latents
 from dds_train.distillation.guidance import Condition
 from dds_train.errors import UserError
@@ -151,6 +154,7 @@ def _sample_missing(
         record.strike(*(name for _, name in missing))
     for _, name in missing:
         (folder / name).unlink(missing_ok=True)
+        index_beside(folder / name).unlink(missing_ok=True)
     first = {n: range(n * recipe.per_shard, min((n + 1) * recipe.per_shard, len(recipe.prompts))) for n, _ in missing}
     with tqdm(total=sum(map(len, first.values())), desc="sample source images", unit="image", disable=not missing) as bar:
         for number, name in missing:
@@ -162,6 +166,7 @@ def _sample_missing(
                 except BaseException:
                     tar.tarstream.fileobj.closed = True  # or it writes its rest when it is collected, though the disk is full
                     raise
+            write_beside(folder / name)
             record.add(name, key)
             kept.remove()
 

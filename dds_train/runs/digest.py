@@ -36,7 +36,7 @@ def cached_by_file(path: str | Path, what: str, compute: Callable[[Path], Any]) 
     wrong with that folder costs time and nothing else.
     """
     path = Path(path).absolute()
-    before = _identity(path)
+    before = file_identity(path)
     entry = None
     with contextlib.suppress(UserError):
         if before["size"] >= CACHE_FROM:
@@ -46,7 +46,7 @@ def cached_by_file(path: str | Path, what: str, compute: Callable[[Path], Any]) 
         return known[what]
     value = compute(path)
     settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED
-    if settled and _identity(path) == before:
+    if settled and file_identity(path) == before:
         if entry:
             with contextlib.suppress(OSError):
                 _write_entry(entry, {"file": before, what: value})
@@ -78,7 +78,8 @@ def cache_folder() -> Path:
         raise UserError("no home folder for the cache; set the environment variable DDS_CACHE to a folder") from error
 
 
-def _identity(path: Path) -> dict[str, Any]:
+def file_identity(path: Path) -> dict[str, Any]:
+    """What changes whenever a file of this path does. Raises OSError if there is none."""
     # The inode and its time as well: tools that keep modification times (cp -p, rsync -t, tar) change these.
     stat = path.stat()
     return {

@@ -18,7 +18,7 @@ FREE = (
     "trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator",
     "trainer.enable_progress_bar", "scheduler.num_training_steps", "workers", "device", "gradient_checkpointing", "logger",
     "log_every", "preview_every", "validate_every", "checkpoint_every", "keep_checkpoints", "preview", "validation", "best",
-    "sentinels", "max_bad_fraction", "data.batch_size", "data.cache", "resume", "output_dir",
+    "sentinels", "max_bad_fraction", "data.batch_size", "data.cache", "data.cache_dir", "resume", "output_dir",
 )  # fmt: skip
 # Files of a run, which resume=never moves aside.
 FILES = (

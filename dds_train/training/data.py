@@ -1,12 +1,16 @@
 """Data sources as a Lightning data module."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dds_train.data.batches import Augment, PositionedDataset, StatelessBatchSampler, hold_out, sample_name, step_loader
+from dds_train.data.order import ShardOrder
+from dds_train.data.remote_files import FetchAhead
 from dds_train.data.source import Sample
 from dds_train.errors import UserError
 
@@ -33,6 +37,11 @@ class SourceData(pl.LightningDataModule):
         self.held_out, training = hold_out(dataset, held_out)
         self.size, self.augments = len(training), augment is not None
         self._training = PositionedDataset(dataset, training, seed, augment)
+        order: ShardOrder | None = getattr(dataset, "order", None)
+        self._order, self._first = order, len(dataset) - self.size  # type: ignore[arg-type]
+        self._groups = partial(order.groups, self._first, self.size) if order else None
+        self._fetch_ahead = FetchAhead()
+        self.fingerprint = f"{self.size} {getattr(dataset, 'fingerprint', '')}"  # the same on all ranks
 
     def check_latents(self, shape: tuple[int, ...]) -> None:
         """Refuse latents that a teacher of this shape [C,h,w] cannot take, or that would have to be augmented."""
@@ -45,20 +54,24 @@ class SourceData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
+        first, last = self.trainer.global_step * accumulate, self.trainer.max_steps * accumulate
+        return self.loader(first, last, self.trainer.global_rank, self.trainer.world_size)
+
+    def loader(self, first: int, last: int, rank: int = 0, world_size: int = 1) -> DataLoader[dict[str, Any]]:
+        """Batches `first` to `last` of one rank."""
+        ahead = self._ahead if self._order else None
         batches = StatelessBatchSampler(
-            size=self.size,
-            batch_size=self.batch_size,
-            first=self.trainer.global_step * accumulate,
-            last=self.trainer.max_steps * accumulate,
-            seed=self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            self.size, self.batch_size, first, last, self.seed, rank, world_size, self._groups, ahead
         )
         return step_loader(self._training, batches, self.workers)
 
+    def _ahead(self, indices: Tensor) -> None:
+        assert self._order is not None
+        self._fetch_ahead(self._order.shards_of(indices + self._first))
+
     def names(self, positions: Sequence[int]) -> list[str]:
         """The files or shard keys of training images, by their positions in the endless order of all ranks."""
-        order = StatelessBatchSampler(self.size, self.batch_size, 0, 0, self.seed)
+        order = StatelessBatchSampler(self.size, self.batch_size, 0, 0, self.seed, groups=self._groups)
         indices = [self._training.indices[order.index_at(position)] for position in positions]
         return [sample_name(self._training.dataset, index) for index in indices]
 

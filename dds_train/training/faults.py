@@ -131,6 +131,8 @@ class BadSamples(Callback):
         self.report.lines, self._size = list(state_dict["lines"]), state_dict["size"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if len(set(gathered(trainer, trainer.datamodule.fingerprint))) > 1:  # type: ignore[attr-defined]
+            raise UserError("data: ranks see different shards, since some cannot be had; run the same command again")
         size: int = trainer.datamodule.size  # type: ignore[attr-defined]
         if size != self._size:  # the checkpoint of a run on other data
             self.report.lines, self._size = [], size
