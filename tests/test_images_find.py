@@ -8,7 +8,7 @@ import pytest
 
 from dds_train.errors import UserError
 from dds_train.images.files import read_image
-from dds_train.images.find import HAS_HEIC, find_images, find_inputs, unique_name
+from dds_train.images.find import HAS_HEIC, check_images, find_images, find_inputs, unique_name
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -20,6 +20,19 @@ def touch(folder: Path, *names: str) -> Path:
 
 def names_of(spec: str | list[str], output_dir: str = "out") -> list[str]:
     return [name for name, _ in find_inputs(spec, output_dir)]
+
+
+def test_a_folder_is_searched_up_to_its_first_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "a", *(f"{number}.png" for number in range(50)))
+    touch(tmp_path / "none", "notes.txt")
+    seen: list[str] = []
+    isfile = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: (seen.append(str(path)), isfile(path))[1])
+    check_images(tmp_path / "a")
+    assert len(seen) == 1
+    for spec, reason in (("none", "no images in this folder"), ("x*", "no such file or folder, and no file matches")):
+        with pytest.raises(UserError, match=reason):
+            check_images(tmp_path / spec)
 
 
 def test_images_of_a_folder_a_file_and_a_pattern(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(config: OptimizeConfig) -> None:
         optimize_batches(optimize, read_ahead(batches), save, outcome, len(todo))
         if (outcomes := record.gather(outcome.values())) is not None:
             pairs = [(request.image, folder / f"{request.name}.png") for request in requests if request.name in record.results]
-            Outcome.of_all(outcomes).report(folder, pairs if len(pairs) > 1 else (), len(requests), "edit")
+            Outcome.of_all(outcomes).report(folder, pairs, len(requests), "edit")
 
 
 def build_optimizer(config: OptimizeConfig, checkpoint: DiffusionCheckpoint) -> BatchOptimizer:

@@ -39,7 +39,9 @@ def header_size(path: Path, max_side: int | None) -> tuple[int, int]:
     image."""
     with opened(path, str(path)) as (image, _):
         width, height = image.size
-        if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:
-            width, height = height, width  # a PNG without would be decoded, for what may follow its pixels
+        # The size of a TIFF is upright; a PNG without EXIF would be decoded, for what may follow its pixels.
+        in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        if in_header and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:
+            width, height = height, width
     scale = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -197,6 +197,7 @@ def optimize_batches(
                 with outcome.leaving_out(edit.request.image):
                     if edit.diverged:
                         raise UserError(f"{edit.request.image}: the edit diverged (NaN or Inf); lower lr= or guidance=")
+                if not edit.diverged:
                     save(edit, key)
                     outcome.made += 1
             bar.update(start + edits * optimize.steps - bar.n)  # what early stopping has left out

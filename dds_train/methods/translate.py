@@ -189,18 +189,19 @@ def translate_items(
             for items in groups:
                 record.strike(*(item.request.result for item in items))
                 for item, result in zip(items, within_memory(edit, items, "give a smaller tile="), strict=True):
+                    finite = bool(result.isfinite().all())
                     with outcome.leaving_out(item.request.image):
-                        if not result.isfinite().all():
+                        if not finite:
                             raise UserError(f"{item.request.image}: the translator's output is NaN or Inf")
+                    if finite:
                         path = record.folder / item.request.result
                         writer.put(partial(save_image, result, path, item.image.alpha_and_profile), partial(done, item))
                 bar.update(outcome.count - bar.n)
         bar.update(outcome.count - bar.n)
 
 
-def results(requests: Iterable[TranslationRequest], record: Record, outcome: Outcome) -> Iterator[tuple[Path, Path]]:
+def results(requests: Iterable[TranslationRequest], record: Record, outcome: Outcome) -> list[tuple[Path, Path]]:
     """Images and their results, without those that failed."""
     failed = {image for image, _ in outcome.failed}
-    for request in requests:
-        if str(request.image) not in failed and request.result in record.results:
-            yield request.image, record.folder / request.result
+    good = (request for request in requests if str(request.image) not in failed)
+    return [(request.image, record.folder / request.result) for request in good if request.result in record.results]
