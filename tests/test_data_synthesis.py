@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dds_train.data import synthesis
-from dds_train.data.prompts import fill_all
 from dds_train.data.kept_index import index_beside
+from dds_train.data.prompts import fill_all
 from dds_train.data.shards import ShardSource
 from dds_train.data.synthesis import Recipe, image_seed, recipe_for, synthesize, verify
 from dds_train.diffusion import DiffusionCheckpoint, PromptTable
