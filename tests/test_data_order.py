@@ -35,6 +35,7 @@ def test_groups_take_a_third_of_the_cache(held_out: int) -> None:
     assert sorted(torch.cat(groups).tolist()) == list(range(size))
     shards = [{shard_of(index + held_out) for index in group.tolist()} for group in groups]
     assert all(len(some - {len(ENDS)}) <= 2 for some in shards)
+    assert 3 <= len(groups) <= 4
     assert sum(map(len, shards)) == len(set().union(*shards))  # each in one group
     assert any(group.tolist() != sorted(group.tolist()) for group in groups)
     again, other = order.groups(held_out, size, seeded_rng(1)), order.groups(held_out, size, seeded_rng(2))

@@ -55,6 +55,19 @@ def test_a_file_is_fetched_once_in_ranges(server: RangeServer, tmp_path: Path, m
     assert len(server.fetched()) == 5
 
 
+def test_what_is_too_short_is_fetched_again(server: RangeServer, tmp_path: Path) -> None:
+    class Short:
+        def cat_file(self, *_: object, **__: object) -> bytes:
+            return b"a" * 9
+
+    cache = new_cache(tmp_path)
+    file = cache.locate(f"{server.url}/a.tar")
+    with pytest.raises(EOFError, match="9 bytes in place of 10"):
+        remote_files.read_range(Short(), file, 0, 10)
+    cache.fetch(file).write_bytes(b"a" * 999)  # as a power failure may leave it
+    assert cache.fetch(file).read_bytes() == b"a" * 1000
+
+
 def test_another_version_is_another_file(server: RangeServer, tmp_path: Path) -> None:
     cache = new_cache(tmp_path)
     before = cache.locate(f"{server.url}/a.tar")

@@ -61,6 +61,17 @@ def test_the_last_used_files_stay_open(tmp_path: Path, monkeypatch: pytest.Monke
     assert opened == ["a", "b", "c", "b"]
 
 
+def test_removed_files_are_closed_when_another_is_opened(tmp_path: Path) -> None:
+    a, b = (write_shard(tmp_path / f"{name}.tar") for name in "ab")
+    files, before = OpenFiles(), len(os.listdir("/dev/fd"))
+    files.read(a, 0, 1)
+    a.unlink()
+    assert files.read(a, 0, 512) == bytes(512)  # while it is open
+    files.read(b, 0, 1)
+    assert len(os.listdir("/dev/fd")) == before + 1
+    files.close()
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_processes_do_not_share_a_position_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(range(100)))
