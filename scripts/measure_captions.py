@@ -4,8 +4,8 @@
     python scripts/measure_captions.py --teacher FOLDER --device cuda 1000 10000
 
 For each number of captions, all different, a first and a second process prepare the task "{caption}" -> "a lion" as `fit` does,
-and read the prompts of 100 batches of 8. The first writes the embeddings of new captions. They are those of one prompt: the time
-of the text encoder is worked out from that of 100 prompts. The second finds all of them.
+and read the prompts of 100 batches of 8. The first writes embeddings of new captions. They are those of one prompt: the time
+of the text encoder is worked out from that of 100. The second finds all of them.
 """
 
 import argparse

@@ -518,6 +518,7 @@ class FolderData(TargetSection):
     path: Annotated[PathText, AfterValidator(lambda value: found_by(find_images, value))]
     size: Positive | None
     captioner: Text | None
+    buckets: bool
 
 
 class ShardData(TargetSection):
@@ -526,6 +527,7 @@ class ShardData(TargetSection):
     path: Annotated[PathTexts, AfterValidator(lambda value: found_by(find_shards, value))]
     latents: bool
     size: Positive | None
+    buckets: bool
 
 
 class CritterData(TargetSection):

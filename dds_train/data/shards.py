@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from dds_train.data.buckets import Shape, bucket_shapes, bucketed
 from dds_train.data.paths import find_shards
 from dds_train.data.source import Sample, StorageError, image_size
 from dds_train.data.tar_index import OpenFiles, ShardSample, scan_shard
 from dds_train.diffusion import DiffusionCheckpoint, PromptFile
 from dds_train.errors import UserError, first_line
-from dds_train.images.files import decode_image, square_crop
+from dds_train.images.files import centre_crop, decode_image, upright_size
 
 LATENT = "z.npy"
 IMAGES = ("png", "jpg", "jpeg", "webp")
@@ -34,6 +35,7 @@ MANIFEST = "manifest.json"
 TABLE = "prompts.sqlite"
 FORMAT = 2  # of the manifest
 CAPTIONS = ("prompt", "caption", "text")  # keys of a .json
+HEADER = 2**16  # bytes of an image in which its size usually is
 LOOKED_AT = 32  # latents whose most common shape is that of the data set
 
 
@@ -62,13 +64,19 @@ class ShardSource:
         checkpoint: the teacher's; shards that `synthesize` made with another VAE or text encoder are refused.
         latents: whether to prefer latents over images.
         size: side of images in pixels; default: the teacher's.
+        buckets: whether images keep about their own aspect (`data.buckets`).
 
     Raises:
-        UserError: if there are no shards, or no images and latents in them.
+        UserError: if there are no shards, or no images and latents in them; for latents in buckets.
     """
 
     def __init__(
-        self, path: str | Sequence[str], checkpoint: DiffusionCheckpoint, latents: bool = True, size: int | None = None
+        self,
+        path: str | Sequence[str],
+        checkpoint: DiffusionCheckpoint,
+        latents: bool = True,
+        size: int | None = None,
+        buckets: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         specs = [path] if isinstance(path, str) else path
@@ -86,7 +94,10 @@ class ShardSource:
         if latents and 0 < with_latents < len(self.samples):
             remedy = "and are left out; data.latents=false trains on images" if self.latents else "so images are trained on"
             self.notes.append(f"{len(self.samples) - with_latents} of {len(self.samples)} samples have no .{LATENT}, {remedy}")
+        if self.latents and buckets:
+            raise UserError("data.buckets=true: needs images, and these shards have latents; take data.latents=false")
         self.size = 0 if self.latents else image_size(checkpoint, size)
+        self.shapes = bucket_shapes(self.size, checkpoint.image_unit()) if buckets else []
         # A damaged shard is taken to have had as many samples as the largest of the others.
         usual = max((len(samples) for samples, note in scanned if not note), default=0)
         self.lost = [
@@ -111,7 +122,7 @@ class ShardSource:
         Raises:
             UserError: if no sample has one.
         """
-        dataset, captions = self.dataset(), []
+        dataset, captions = self._samples(), []
         for index, sample in enumerate(self.samples):
             try:
                 captions.append(dataset.caption(sample))
@@ -137,7 +148,11 @@ class ShardSource:
             return None
         return LinearPreview(torch.tensor(self.manifest["colours"]), self.manifest["image"][-1] // self.manifest["latents"][-1])
 
-    def dataset(self) -> "ShardDataset":
+    def dataset(self) -> Dataset[Sample]:
+        squares = self._samples()
+        return bucketed(squares, self.shapes) if self.shapes else squares
+
+    def _samples(self) -> "ShardDataset":
         return ShardDataset(self.samples, self.latents, self.size, self._latent_shape, self.lost, self._without_caption)
 
     @cached_property
@@ -236,11 +251,30 @@ class ShardDataset(Dataset[Sample]):
         return self.samples[index].name
 
     def __getitem__(self, index: int) -> Sample:
+        return self.shaped(index, (self.size, self.size))
+
+    def original_shape(self, index: int) -> Shape:
+        sample, extension = self._usable(index), self._image_of(index)
+        try:
+            return upright_size(io.BytesIO(self._read(sample, extension, HEADER)), sample.name)
+        except StorageError:
+            raise
+        except UserError:
+            return upright_size(io.BytesIO(self._read(sample, extension)), sample.name)
+
+    def _usable(self, index: int) -> ShardSample:
         if index >= len(self.samples):
             raise UserError(self.lost[index - len(self.samples)])
         if index in self.bad:
             raise UserError(self.bad[index])
-        sample = self.samples[index]
+        return self.samples[index]
+
+    def _image_of(self, index: int) -> str:
+        return next((extension for extension in IMAGES if extension in self.samples[index].members), IMAGES[0])
+
+    def shaped(self, index: int, shape: Shape) -> Sample:
+        """The sample, its image in this shape."""
+        sample = self._usable(index)
         caption = torch.tensor(index)
         if self.latents:
             content = self._read(sample, LATENT)
@@ -251,9 +285,8 @@ class ShardDataset(Dataset[Sample]):
             if z.shape != (self.shape or z.shape):
                 raise UserError(f"{sample.name}: a latent of shape {list(z.shape)}, most have {list(self.shape or ())}")
             return {"z": z, "caption": caption}
-        extension = next((extension for extension in IMAGES if extension in sample.members), IMAGES[0])
-        image = decode_image(io.BytesIO(self._read(sample, extension)), sample.name, 4 * self.size)
-        return {"image": square_crop(image, self.size), "caption": caption}
+        image = decode_image(io.BytesIO(self._read(sample, self._image_of(index))), sample.name, 4 * self.size)
+        return {"image": centre_crop(image, *shape), "caption": caption}
 
     def caption(self, sample: ShardSample) -> str:
         """Raises UserError if there is none that can be read."""
@@ -269,10 +302,11 @@ class ShardDataset(Dataset[Sample]):
                     problem = f"no caption: .{extension} cannot be read ({first_line(error)})"
         raise UserError(f"{sample.name}: {problem}, and a task has {{caption}} in its prompts")
 
-    def _read(self, sample: ShardSample, extension: str) -> bytes:
+    def _read(self, sample: ShardSample, extension: str, limit: int | None = None) -> bytes:
         if extension not in sample.members:
             raise UserError(f"{sample.name}: has no .{extension}")
-        return self._files.read(sample.shard, *sample.members[extension])
+        start, size = sample.members[extension]
+        return self._files.read(sample.shard, start, size if limit is None else min(size, limit))
 
 
 def caption_of_json(content: bytes) -> str:

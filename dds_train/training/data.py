@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
 from dds_train.data.batches import Augment, PositionedDataset, StatelessBatchSampler, hold_out, sample_name, step_loader
+from dds_train.data.buckets import BucketBatchSampler, BucketedDataset
 from dds_train.data.source import Sample
 from dds_train.errors import UserError
 
@@ -30,7 +31,9 @@ class SourceData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.held_out, training = hold_out(dataset, held_out)
+        buckets = dataset if isinstance(dataset, BucketedDataset) else None
+        self.held_out, training = hold_out(buckets.squares if buckets else dataset, held_out)  # one batch, so of one shape
+        self._shapes = [buckets.shapes[index] for index in training] if buckets else None
         self.size, self.augments = len(training), augment is not None
         self._training = PositionedDataset(dataset, training, seed, augment)
 
@@ -45,22 +48,20 @@ class SourceData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
-        batches = StatelessBatchSampler(
-            size=self.size,
-            batch_size=self.batch_size,
-            first=self.trainer.global_step * accumulate,
-            last=self.trainer.max_steps * accumulate,
-            seed=self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
+        batches = self._batches(self.trainer.global_step * accumulate, self.trainer.max_steps * accumulate)
         return step_loader(self._training, batches, self.workers)
 
     def names(self, positions: Sequence[int]) -> list[str]:
         """The files or shard keys of training images, by their positions in the endless order of all ranks."""
-        order = StatelessBatchSampler(self.size, self.batch_size, 0, 0, self.seed)
+        order = self._batches(0, 0)
         indices = [self._training.indices[order.index_at(position)] for position in positions]
         return [sample_name(self._training.dataset, index) for index in indices]
+
+    def _batches(self, first: int, last: int) -> StatelessBatchSampler | BucketBatchSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self._shapes:
+            return BucketBatchSampler(self._shapes, self.batch_size, first, last, self.seed, rank, world_size)
+        return StatelessBatchSampler(self.size, self.batch_size, first, last, self.seed, rank, world_size)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """All held-out images as one batch, the same on every rank."""
