@@ -31,9 +31,9 @@ class SourceData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        buckets = dataset if isinstance(dataset, BucketedDataset) else None
-        self.held_out, training = hold_out(buckets.squares if buckets else dataset, held_out)  # one batch, so of one shape
-        self._shapes = [buckets.shapes[index] for index in training] if buckets else None
+        squares: Any = dataset.squares if isinstance(dataset, BucketedDataset) else dataset
+        self.held_out, training = hold_out(squares, held_out)  # one batch, so of one shape
+        self._shapes = [dataset.shapes[index] for index in training] if isinstance(dataset, BucketedDataset) else None
         self.size, self.augments = len(training), augment is not None
         self._training = PositionedDataset(dataset, training, seed, augment)
 
