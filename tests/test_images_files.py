@@ -12,13 +12,13 @@ from PIL import Image, PngImagePlugin
 from dds_train.errors import UserError
 from dds_train.images import files
 from dds_train.images.files import (
+    centre_crop,
     file_suffix,
     from_pil,
     read_image,
     read_with_alpha_and_profile,
     rounded,
     save_image,
-    square_crop,
     to_pil,
 )
 from dds_train.images.find import find_images
@@ -105,9 +105,9 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         read_image(tmp_path / "bomb.png")
 
 
-def test_square_crop_takes_the_middle() -> None:
+def test_centre_crop_takes_the_middle() -> None:
     tall = from_pil(gradient(20, 60))
-    assert_like(square_crop(tall, 20), to_pil(tall).crop((0, 20, 20, 40)))
+    assert_like(centre_crop(tall, 20, 20), to_pil(tall).crop((0, 20, 20, 40)))
 
 
 def test_rounded_equals_a_png_round_trip(tmp_path: Path) -> None:

@@ -528,6 +528,7 @@ class FolderData(TargetSection):
     path: Annotated[PathText, AfterValidator(lambda value: found_by(check_images, value))]
     size: Positive | None
     captioner: Text | None
+    buckets: bool
 
 
 class ShardData(TargetSection):
@@ -538,6 +539,7 @@ class ShardData(TargetSection):
     size: Positive | None
     cache_dir: PathText | None
     cache_gb: Rate
+    buckets: bool
 
 
 class CritterData(TargetSection):

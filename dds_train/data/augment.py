@@ -25,12 +25,12 @@ class FlipAndZoom:
     zoom: float = 1.0
 
     def __call__(self, image: Tensor, rng: torch.Generator) -> Tensor:
-        """[3,S,S] in [-1,1] -> the same."""
-        size = image.shape[-1]
+        """[3,H,W] in [-1,1] -> the same."""
+        size = image.shape[-2:]
         mirror, fraction, x, y = torch.rand(4, generator=rng).tolist()
         if self.zoom < 1:
-            side = round(size * (self.zoom + (1 - self.zoom) * fraction))
-            left, top = round((size - side) * x), round((size - side) * y)
-            crop = image[None, :, top : top + side, left : left + side]
-            image = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0].clamp(-1, 1)
+            height, width = (round(side * (self.zoom + (1 - self.zoom) * fraction)) for side in size)
+            left, top = round((size[1] - width) * x), round((size[0] - height) * y)
+            crop = image[None, :, top : top + height, left : left + width]
+            image = F.interpolate(crop, size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
         return image.flip(-1) if self.flip and mirror < 0.5 else image

@@ -16,7 +16,7 @@ from dds_train.runs.signals import ignore_signals
 
 Place = tuple[int, int]  # (position in the endless order, index into the dataset)
 Groups = Callable[[torch.Generator], list[Tensor]]  # a random order of all indices, in groups that are read one after another
-Augment = Callable[[Tensor, torch.Generator], Tensor]  # of pixels [3,S,S]
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # of pixels [3,H,W]
 
 
 class StatelessBatchSampler(Sampler[list[Place]]):
@@ -173,7 +173,7 @@ def hold_out(dataset: Dataset[Sample], count: int) -> tuple[dict[str, Any], list
     raise UserError(f"data: {size} images are too few{reason}; more than held_out={count} are required")
 
 
-def step_loader(dataset: PositionedDataset, batches: StatelessBatchSampler, workers: int) -> DataLoader[dict[str, Any]]:
+def step_loader(dataset: PositionedDataset, batches: Sampler[list[Place]], workers: int) -> DataLoader[dict[str, Any]]:
     return DataLoader(
         dataset,
         batch_sampler=batches,

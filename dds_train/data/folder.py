@@ -5,16 +5,17 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from dds_train.data.buckets import Shape, bucket_shapes, bucketed
 from dds_train.data.captioner import Captioner
 from dds_train.data.source import Sample, image_size
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.images.captions import CaptionFiles
-from dds_train.images.files import read_image, square_crop
+from dds_train.images.files import centre_crop, read_image, upright_size
 from dds_train.images.find import find_images_and_others
 
 
 class FolderSource:
-    """Images of a folder, scaled and cropped to `size` x `size` pixels.
+    """Images of a folder, resized and cropped to `size` x `size` pixels, or to the nearest shape of that area.
 
     Only tasks with {caption} in a prompt need captions.
 
@@ -23,16 +24,23 @@ class FolderSource:
         checkpoint: the teacher's, for the size of images.
         size: side in pixels, a multiple of the VAE's downsampling factor; default: the teacher's.
         captioner: hub id or folder of a captioning model, for images without a caption.
+        buckets: whether images keep about their own aspect (`data.buckets`).
 
     Raises:
         UserError: if there are no images, or the VAE does not support the size.
     """
 
     def __init__(
-        self, path: str, checkpoint: DiffusionCheckpoint, size: int | None = None, captioner: str | None = None
+        self,
+        path: str,
+        checkpoint: DiffusionCheckpoint,
+        size: int | None = None,
+        captioner: str | None = None,
+        buckets: bool = False,
     ) -> None:
         self.size, self.path = image_size(checkpoint, size), path
         self.captioner = Captioner(captioner, checkpoint.device) if captioner else None
+        self.shapes = bucket_shapes(self.size, checkpoint.image_unit()) if buckets else []
         self.paths, self.skipped = find_images_and_others(path, "data.path")
 
     def prepare(self) -> None:
@@ -55,7 +63,8 @@ class FolderSource:
         return [str(found[path]) for path in self.paths]
 
     def dataset(self) -> Dataset[Sample]:
-        return FolderDataset(self.paths, self.size)
+        squares = FolderDataset(self.paths, self.size)
+        return bucketed(squares, self.shapes) if self.shapes else squares
 
 
 class FolderDataset(Dataset[Sample]):
@@ -69,5 +78,11 @@ class FolderDataset(Dataset[Sample]):
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> Sample:
-        image = square_crop(read_image(self.paths[index], 4 * self.size), self.size)
+        return self.shaped(index, (self.size, self.size))
+
+    def original_shape(self, index: int) -> Shape:
+        return upright_size(self.paths[index], self.name(index))
+
+    def shaped(self, index: int, shape: Shape) -> Sample:
+        image = centre_crop(read_image(self.paths[index], 4 * self.size), *shape)
         return {"image": image, "caption": torch.tensor(index)}

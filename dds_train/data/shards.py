@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from dds_train.data.buckets import Shape, bucket_shapes, bucketed
 from dds_train.data.kept_index import Indexed, index_local, index_remote, kept_captions
 from dds_train.data.order import ShardOrder
 from dds_train.data.paths import find_shards, find_urls, is_url
@@ -33,13 +34,14 @@ from dds_train.data.source import Sample, StorageError, image_size
 from dds_train.data.tar_index import IMAGES, LATENT, OpenFiles, Shard, ShardIndex, ShardSample
 from dds_train.diffusion import DiffusionCheckpoint, PromptFile
 from dds_train.errors import UserError, first_line
-from dds_train.images.files import decode_image, square_crop
+from dds_train.images.files import centre_crop, decode_image, upright_size
 from dds_train.runs.digest import cache_folder, digest
 
 MANIFEST = "manifest.json"
 TABLE = "prompts.sqlite"
 FORMAT = 2  # of the manifest
 CAPTIONS = ("prompt", "caption", "text")  # keys of a .json
+HEADER = 2**16  # bytes of an image in which its size usually is
 LOOKED_AT = 32  # latents whose most common shape is that of the data set
 CONNECTIONS = 8  # to servers, while shards are looked up
 
@@ -71,9 +73,11 @@ class ShardSource:
         size: side of images in pixels; default: the teacher's.
         cache_dir: folder for remote shards and for indexes; default: $DDS_CACHE or ~/.cache/dds_train.
         cache_gb: GiB of remote shards in that folder.
+        buckets: whether images keep about their own aspect (`data.buckets`).
 
     Raises:
-        UserError: if there are no shards, or no images and latents in them, or the cache is too small for them.
+        UserError: if there are no shards, or no images and latents in them, or the cache is too small for them; for latents
+            in buckets.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class ShardSource:
         size: int | None = None,
         cache_dir: str | None = None,
         cache_gb: float = 50,
+        buckets: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         specs = [path] if isinstance(path, str) else list(path)
@@ -113,7 +118,14 @@ class ShardSource:
         if latents and 0 < with_latents < len(self.samples):
             remedy = "and are left out; data.latents=false trains on images" if self.latents else "so images are trained on"
             self.notes.append(f"{len(self.samples) - with_latents} of {len(self.samples)} samples have no .{LATENT}, {remedy}")
+        if self.latents and buckets:
+            raise UserError("data.buckets=true: needs images, and these shards have latents; take data.latents=false")
+        if self.order and buckets:
+            raise UserError(
+                f"data.buckets=true: reads shards in any order, and these do not fit data.cache_gb={cache_gb:g}; raise that"
+            )
         self.size = 0 if self.latents else image_size(checkpoint, size)
+        self.shapes = bucket_shapes(self.size, checkpoint.image_unit()) if buckets else []
         # A damaged shard is taken to have had as many samples as the largest of the others.
         usual = max((len(samples) for samples, note in scanned if not note), default=0)
         self.lost = [
@@ -197,7 +209,7 @@ class ShardSource:
 
     def _captions_of(self, index: ShardIndex) -> list[list[str]]:
         """The caption of each sample, or why there is none."""
-        dataset = self.dataset()
+        dataset = self._squares()
 
         def read() -> list[list[str]]:
             found = []
@@ -228,7 +240,10 @@ class ShardSource:
             return None
         return LinearPreview(torch.tensor(self.manifest["colours"]), self.manifest["image"][-1] // self.manifest["latents"][-1])
 
-    def dataset(self) -> "ShardDataset":
+    def dataset(self) -> Dataset[Sample]:
+        return bucketed(self._squares(), self.shapes) if self.shapes else self._squares()
+
+    def _squares(self) -> "ShardDataset":
         return ShardDataset(
             self.samples, self.latents, self.size, self._latent_shape, self.lost, self._without_caption, self.order
         )
@@ -370,11 +385,30 @@ class ShardDataset(Dataset[Sample]):
         return digest([len(self.lost), [[index.shard.name, len(index)] for index in self.samples.indexes]])
 
     def __getitem__(self, index: int) -> Sample:
+        return self.shaped(index, (self.size, self.size))
+
+    def original_shape(self, index: int) -> Shape:
+        sample, extension = self._usable(index), self._image_of(index)
+        try:
+            return upright_size(io.BytesIO(self._read(sample, extension, HEADER)), sample.name)
+        except StorageError:
+            raise
+        except UserError:
+            return upright_size(io.BytesIO(self._read(sample, extension)), sample.name)
+
+    def _usable(self, index: int) -> ShardSample:
         if index >= len(self.samples):
             raise UserError(self.lost[index - len(self.samples)])
         if index in self.bad:
             raise UserError(self.bad[index])
-        sample = self.samples[index]
+        return self.samples[index]
+
+    def _image_of(self, index: int) -> str:
+        return next((extension for extension in IMAGES if extension in self.samples[index].members), IMAGES[0])
+
+    def shaped(self, index: int, shape: Shape) -> Sample:
+        """The sample, its image in this shape."""
+        sample = self._usable(index)
         caption = torch.tensor(index)
         if self.latents:
             content = self._read(sample, LATENT)
@@ -385,9 +419,8 @@ class ShardDataset(Dataset[Sample]):
             if z.shape != (self.shape or z.shape):
                 raise UserError(f"{sample.name}: a latent of shape {list(z.shape)}, most have {list(self.shape or ())}")
             return {"z": z, "caption": caption}
-        extension = next((extension for extension in IMAGES if extension in sample.members), IMAGES[0])
-        image = decode_image(io.BytesIO(self._read(sample, extension)), sample.name, 4 * self.size)
-        return {"image": square_crop(image, self.size), "caption": caption}
+        image = decode_image(io.BytesIO(self._read(sample, self._image_of(index))), sample.name, 4 * self.size)
+        return {"image": centre_crop(image, *shape), "caption": caption}
 
     def caption(self, sample: ShardSample) -> str:
         """Raises UserError if there is none that can be read."""
@@ -403,11 +436,12 @@ class ShardDataset(Dataset[Sample]):
                     problem = f"no caption: .{extension} cannot be read ({first_line(error)})"
         raise UserError(f"{sample.name}: {problem}, and a task has {{caption}} in its prompts")
 
-    def _read(self, sample: ShardSample, extension: str) -> bytes:
+    def _read(self, sample: ShardSample, extension: str, limit: int | None = None) -> bytes:
         if extension not in sample.members:
             raise UserError(f"{sample.name}: has no .{extension}")
+        start, size = sample.members[extension]
         try:
-            return self._files.read(sample.shard, *sample.members[extension])
+            return self._files.read(sample.shard, start, size if limit is None else min(size, limit))
         except LostFile as error:
             raise LostFile(f"{sample.name}: {error}", error.final) from error
 

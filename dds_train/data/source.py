@@ -12,7 +12,7 @@ from dds_train.data.prompts import as_templates
 from dds_train.diffusion import DiffusionCheckpoint
 from dds_train.errors import UserError
 
-# {"z": latents [C,h,w]} or {"image": pixels [3,S,S] in [-1,1]}; of a source with captions also {"caption": its index []}
+# {"z": latents [C,h,w]} or {"image": pixels [3,H,W] in [-1,1]}; of a source with captions also {"caption": its index []}
 Sample = dict[str, Tensor]
 
 # What the operating system says of one file: missing, not allowed, not a file. All other failures (too many open files, a

@@ -203,6 +203,10 @@ class DiffusionCheckpoint:
         factor = self.family.vae_factor(self._config("vae"))
         return max(self.family.shape(self._config(self.family.denoiser)).size) * factor, factor
 
+    def image_unit(self) -> int:
+        """The pixels of which the sides of images should be multiples. Loads no weights."""
+        return self.image_size()[1] * self.family.shape(self._config(self.family.denoiser)).stride
+
     def digest(self, *parts: str, up_to_half: bool = False) -> str:
         """The identity of what is loaded as `parts`: a digest of their weights, configurations and vocabularies, of "text" also
         of `max_tokens`, of "scheduler" of `shift`.

@@ -75,6 +75,15 @@ def decode_image(file: str | Path | BinaryIO, name: str, enough: int | None = No
         return from_pil(image)
 
 
+def upright_size(file: str | Path | BinaryIO, name: str) -> tuple[int, int]:
+    """(height, width) of an image that `read_image` reads whole. Its pixels are not decoded."""
+    with opened(file, name) as (image, _):
+        known = image.format != "PNG" or "exif" in image.info  # elsewhere in a PNG it takes decoding
+        turned = known and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        width, height = image.size[::-1] if turned else image.size
+        return height, width
+
+
 class UnusableImage(UserError):
     """What is wrong with an image that Pillow reads; `opened` adds the name of the file."""
 
@@ -258,6 +267,6 @@ def with_alpha(image: Tensor, alpha: Tensor) -> Image.Image:
     return pil
 
 
-def square_crop(image: Tensor, side: int) -> Tensor:
-    """[3,H,W] -> [3,side,side]: the shorter side resized to `side`, then a centre crop."""
-    return from_pil(ImageOps.fit(to_pil(image), (side, side), method=Image.Resampling.LANCZOS))
+def centre_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """[3,H,W] -> [3,height,width]: resized until it just covers that, then a centre crop."""
+    return from_pil(ImageOps.fit(to_pil(image), (width, height), method=Image.Resampling.LANCZOS))

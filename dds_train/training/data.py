@@ -1,6 +1,6 @@
 """Data sources as a Lightning data module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dds_train.data.batches import Augment, PositionedDataset, StatelessBatchSampler, hold_out, sample_name, step_loader
+from dds_train.data.buckets import BucketBatchSampler, BucketedDataset
 from dds_train.data.order import ShardOrder
 from dds_train.data.remote_files import FetchAhead
 from dds_train.data.source import Sample
@@ -34,14 +35,16 @@ class SourceData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.held_out, training = hold_out(dataset, held_out)
+        squares: Any = dataset.squares if isinstance(dataset, BucketedDataset) else dataset
+        self.held_out, training = hold_out(squares, held_out)  # one batch, so of one shape
+        self._shapes = [dataset.shapes[index] for index in training] if isinstance(dataset, BucketedDataset) else None
         self.size, self.augments = len(training), augment is not None
         self._training = PositionedDataset(dataset, training, seed, augment)
         order: ShardOrder | None = getattr(dataset, "order", None)
         self._order, self._first = order, len(dataset) - self.size  # type: ignore[arg-type]
         self._groups = partial(order.groups, self._first, self.size) if order else None
         self._fetch_ahead = FetchAhead()
-        self.fingerprint = f"{self.size} {getattr(dataset, 'fingerprint', '')}"  # the same on all ranks
+        self.fingerprint = f"{self.size} {getattr(squares, 'fingerprint', '')}"  # the same on all ranks
 
     def check_latents(self, shape: tuple[int, ...]) -> None:
         """Refuse latents that a teacher of this shape [C,h,w] cannot take, or that would have to be augmented."""
@@ -59,10 +62,7 @@ class SourceData(pl.LightningDataModule):
 
     def loader(self, first: int, last: int, rank: int = 0, world_size: int = 1) -> DataLoader[dict[str, Any]]:
         """Batches `first` to `last` of one rank."""
-        ahead = self._ahead if self._order else None
-        batches = StatelessBatchSampler(
-            self.size, self.batch_size, first, last, self.seed, rank, world_size, self._groups, ahead
-        )
+        batches = self._batches(first, last, rank, world_size, self._ahead if self._order else None)
         return step_loader(self._training, batches, self.workers)
 
     def _ahead(self, indices: Tensor) -> None:
@@ -71,9 +71,16 @@ class SourceData(pl.LightningDataModule):
 
     def names(self, positions: Sequence[int]) -> list[str]:
         """The files or shard keys of training images, by their positions in the endless order of all ranks."""
-        order = StatelessBatchSampler(self.size, self.batch_size, 0, 0, self.seed, groups=self._groups)
+        order = self._batches(world_size=self.trainer.world_size if self.trainer else 1)
         indices = [self._training.indices[order.index_at(position)] for position in positions]
         return [sample_name(self._training.dataset, index) for index in indices]
+
+    def _batches(
+        self, first: int = 0, last: int = 0, rank: int = 0, world_size: int = 1, ahead: Callable[[Tensor], None] | None = None
+    ) -> StatelessBatchSampler | BucketBatchSampler:
+        if self._shapes:
+            return BucketBatchSampler(self._shapes, self.batch_size, first, last, self.seed, rank, world_size)
+        return StatelessBatchSampler(self.size, self.batch_size, first, last, self.seed, rank, world_size, self._groups, ahead)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """All held-out images as one batch, the same on every rank."""

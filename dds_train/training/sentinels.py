@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
 from dds_train.errors import UserError
 from dds_train.evaluation.metrics.diversity import diversity
@@ -128,23 +129,29 @@ class Sentinels(Callback):
         return worst
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        windows = {task: [latents.cpu() for latents in stacked] for task, stacked in self._stacked().items()}
+        pairs = {task: list(zip(*window, strict=True)) for task, window in self._windows.items()}
+        windows = {task: [[z.cpu() for z in one] for one in pair] for task, pair in pairs.items()}
         checkpoint[SENTINELS_KEY] = {"fired": self.fired, "windows": gathered(trainer, windows)}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, DistillationModule)
         state, names = checkpoint[SENTINELS_KEY], pl_module.tasks.names
         self.fired, known = dict(state["fired"]), state["windows"]
-        for task, stacked in known[trainer.global_rank % len(known)].items():  # another number of ranks starts from some
-            on_device = (latents.to(pl_module.device).clone() for latents in stacked)
+        for task, latents in known[trainer.global_rank % len(known)].items():  # another number of ranks starts from some
+            on_device = ([z.to(pl_module.device).clone() for z in one] for one in latents)
             self._windows[task] = self._window(len(names), zip(*on_device, strict=True))
 
     def _window(self, tasks: int, edits: Iterable[tuple[Tensor, ...]] = ()) -> deque[Any]:
         return deque(edits, maxlen=max(2 * LEAST, WINDOW // tasks))
 
     def _stacked(self) -> dict[str, list[Tensor]]:
-        """Task -> z_source and z_target of its window, [N,C,h,w] each."""
-        return {task: [torch.stack(one) for one in zip(*window, strict=True)] for task, window in self._windows.items()}
+        """Task -> z_source and z_target of its window, [N,C,h,w] each; of several shapes what all have of the middle."""
+
+        def stacked(latents: Sequence[Tensor]) -> Tensor:
+            size = [min(z.shape[side] for z in latents) for side in (-2, -1)]
+            return torch.stack([center_crop(z, size) for z in latents])
+
+        return {task: [stacked(one) for one in zip(*window, strict=True)] for task, window in self._windows.items()}
 
     def _fire(self, trainer: pl.Trainer, name: str, task: str, value: float) -> None:
         low, high = self.ranges[name]
