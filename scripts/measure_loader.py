@@ -100,6 +100,8 @@ def rate(batches: Iterable[Any], count: int) -> tuple[float, float]:
 
 def ours(path: str, cache: Path, workers: int, count: int) -> tuple[float, float]:
     source = ShardSource(path, DiffusionCheckpoint("bundled"), cache_dir=str(cache))
+    for fetched in filter(Path.is_file, (cache / "shards").glob("*")):  # for their indexes; training fetches them again
+        fetched.unlink()
     data = SourceData(source.dataset(), BATCH, 1, workers, seed=0)
     return rate(data.loader(0, count), count)
 

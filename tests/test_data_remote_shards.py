@@ -130,10 +130,14 @@ def test_what_synthesize_wrote_brings_its_indexes(
         write_beside(shard)
     manifest = {"format": 2, "samples": 48, "shards": [], "teacher": {}, "latents": [4, 8, 8], "image": [], "colours": []}
     (server.folder / "manifest.json").write_text(str(manifest).replace("'", '"'))
-    remote = source(server, checkpoint, tmp_path)
+    (server.folder / "prompts.sqlite").write_bytes(b"embeddings")
+    remote = source(server, checkpoint, tmp_path, cache_gb=small(server.folder))
     assert server.fetched() == []
     assert remote.dataset()[47]["z"][0, 0, 0] == 47
     assert server.fetched() == ["s-011.tar"]
+    assert (prompts := remote.prompts) is not None
+    batches(remote)
+    assert prompts.path.read_bytes() == b"embeddings"  # makes no room for shards
     shutil.copy(server.folder / "s-000.index.npz", server.folder / "s-001.index.npz")
     (server.folder / "s-001.tar").write_bytes((server.folder / "s-001.tar").read_bytes() + bytes(512))
     server.requests.clear()

@@ -159,8 +159,10 @@ class ShardSource:
         if not is_url(self.folder):
             return path if (path := Path(self.folder, name)).exists() else None
         assert self._cache is not None
+        kept = FileCache(self._cache.folder / "beside", sys.maxsize)  # where it does not make room for shards
+        kept.prepare()
         try:
-            return self._cache.fetch(self._cache.locate(f"{self.folder}/{name}"))
+            return kept.fetch(kept.locate(f"{self.folder}/{name}"))
         except LostFile as error:
             if error.final:
                 return None
