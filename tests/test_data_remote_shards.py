@@ -103,6 +103,9 @@ def test_a_shard_that_cannot_be_had_is_as_a_damaged_one(
     assert len(source(server, checkpoint, tmp_path).samples) == 48  # by the kept indexes
     with pytest.raises(UserError, match=r"no samples in these shards .*cannot be had"):
         source(server, checkpoint, tmp_path / "another")
+    server.die()
+    with pytest.raises(UserError, match=r"^data\.path=.*\.tar: http.*cannot be had .* tries\); check address and network"):
+        source(server, checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

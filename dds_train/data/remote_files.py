@@ -225,7 +225,7 @@ def open_filesystem(url: str) -> Any:
     try:
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
-        raise UserError(f"data.path={url}: needs another package: pip install 'dds_train[{scheme}]'") from error
+        raise UserError(f"data.path={scheme}://...: needs another package: pip install 'dds_train[{scheme}]'") from error
 
 
 def read_range(filesystem: Any, file: RemoteShard, start: int, end: int) -> bytes:

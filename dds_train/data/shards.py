@@ -98,10 +98,13 @@ class ShardSource:
         self._cache = FileCache(self._folder, int(cache_gb * GIB)) if is_remote and self._folder else None
         if self._cache:
             self._cache.prepare()
-        found = list(dict.fromkeys(shard for spec in specs for shard in self._find(spec)))
-        folders = {str(one.parent) if isinstance(one, Path) else one.rpartition("/")[0] for one in found}
-        self.folder = folders.pop() if len(folders) == 1 else None  # of all shards: a path or URL
-        manifest = self._beside(MANIFEST)
+        try:
+            found = list(dict.fromkeys(shard for spec in specs for shard in self._find(spec)))
+            folders = {str(one.parent) if isinstance(one, Path) else one.rpartition("/")[0] for one in found}
+            self.folder = folders.pop() if len(folders) == 1 else None  # of all shards: a path or URL
+            manifest = self._beside(MANIFEST)
+        except LostFile as error:
+            raise UserError(f"data.path={path}: {error}; check address and network, and run the same command again") from error
         self.manifest = read_manifest(manifest) if manifest else None
         scanned = list(self._scan(found))
         self.shards = [index.shard for index, _ in scanned]
