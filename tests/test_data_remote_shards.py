@@ -1,6 +1,7 @@
 """Shards behind URLs as a data source: the same samples in the same order as on this disk, whatever the server does."""
 
 import itertools
+import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
@@ -126,21 +127,32 @@ def test_a_server_that_dies_stops_training_with_its_samples_named(
     assert all(line.startswith("s-") and ".tar: cannot be had" in line for line in lines)
 
 
+def write_manifest(folder: Path) -> None:
+    for shard in folder.glob("*.tar"):
+        write_beside(shard)
+    manifest = {"format": 2, "samples": 48, "shards": [], "teacher": {}, "latents": [4, 8, 8], "image": [], "colours": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_embeddings_beside_shards_make_no_room_for_them(
+    server: RangeServer, checkpoint: DiffusionCheckpoint, tmp_path: Path
+) -> None:
+    write_manifest(server.folder)
+    (server.folder / "prompts.sqlite").write_bytes(b"embeddings")
+    remote = source(server, checkpoint, tmp_path, cache_gb=small(server.folder))
+    assert (prompts := remote.prompts) is not None
+    batches(remote)
+    assert prompts.path.read_bytes() == b"embeddings"
+
+
 def test_what_synthesize_wrote_brings_its_indexes(
     server: RangeServer, checkpoint: DiffusionCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for shard in server.folder.glob("*.tar"):
-        write_beside(shard)
-    manifest = {"format": 2, "samples": 48, "shards": [], "teacher": {}, "latents": [4, 8, 8], "image": [], "colours": []}
-    (server.folder / "manifest.json").write_text(str(manifest).replace("'", '"'))
-    (server.folder / "prompts.sqlite").write_bytes(b"embeddings")
-    remote = source(server, checkpoint, tmp_path, cache_gb=small(server.folder))
+    write_manifest(server.folder)
+    remote = source(server, checkpoint, tmp_path)
     assert server.fetched() == []
     assert remote.dataset()[47]["z"][0, 0, 0] == 47
     assert server.fetched() == ["s-011.tar"]
-    assert (prompts := remote.prompts) is not None
-    batches(remote)
-    assert prompts.path.read_bytes() == b"embeddings"  # makes no room for shards
     shutil.copy(server.folder / "s-000.index.npz", server.folder / "s-001.index.npz")
     (server.folder / "s-001.tar").write_bytes((server.folder / "s-001.tar").read_bytes() + bytes(512))
     server.requests.clear()
