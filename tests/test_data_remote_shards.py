@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from range_server import RangeServer, serving
-from tar_files import add, npy
+from tar_files import add, npy, png
 from training_runs import build, trainer
 
 from dds_train.data import remote_files
@@ -158,6 +158,18 @@ def test_what_synthesize_wrote_brings_its_indexes(
     server.requests.clear()
     assert torch.equal(source(server, checkpoint, tmp_path).dataset()[4]["z"], torch.full((4, 8, 8), 4.0))
     assert server.fetched() == ["s-001.tar"]
+
+
+def test_buckets_need_a_cache_for_all_shards(server: RangeServer, checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    for path in server.folder.iterdir():
+        path.unlink()
+    for shard in range(COUNT):
+        with tarfile.open(server.folder / f"s-{shard:03d}.tar", "w") as tar:
+            add(tar, f"{shard}.png", png(shard))
+    remote = source(server, checkpoint, tmp_path, size=32, buckets=True)
+    assert remote.dataset()[0]["image"].shape == (3, 24, 40)
+    with pytest.raises(UserError, match=r"^data\.buckets=true: .* do not fit data\.cache_gb="):
+        source(server, checkpoint, tmp_path, size=32, buckets=True, cache_gb=small(server.folder))
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def absolute(value: Any) -> Any:
         return [absolute(one) for one in value]
     if value == "":
         raise ValueError("is empty; give a path")
-    if re.match(r"pipe:|[\w+.-]{2,}://", value):
+    if value.startswith("pipe:") or is_url(value):
         raise ValueError("not a local path; give one on this disk")
     path = os.path.expanduser(value)
     if path.startswith("~") and not os.path.exists(path):

@@ -70,7 +70,7 @@ def index_remote(url: str, cache: FileCache, beside: bool) -> Indexed:
         known = _kept_identity(path)
         shard = RemoteShard(url, known.get("size", 0), known.get("version", ""), cache)
         return _read(path, shard, known) or (ShardIndex.of(shard, []), str(error))
-    identity = {"size": shard.size, "version": shard.version}
+    identity = shard.identity
     if kept := _read(path, shard, identity):
         return kept
     with FileLock(cache.locks / path.name):
@@ -116,7 +116,7 @@ def kept_captions(index: ShardIndex, folder: Path | None, read: Callable[[], lis
 def identity_of(shard: Shard) -> Identity | None:
     """What changes with the content of a shard; None if it is too small to be worth it, or so new that it may still change."""
     if isinstance(shard, RemoteShard):
-        return {"size": shard.size, "version": shard.version}
+        return shard.identity
     with contextlib.suppress(OSError):
         identity = file_identity(shard)
         if identity["size"] >= KEPT_FROM and time.time() - max(identity["mtime_ns"], identity["ctime_ns"]) / 1e9 > SETTLED:

@@ -55,6 +55,11 @@ class RemoteShard:
     cache: "FileCache" = field(compare=False, repr=False)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What changes with its content."""
+        return {"size": self.size, "version": self.version}
+
+    @property
     def name(self) -> str:
         return unquote(urlsplit(self.url).path.rpartition("/")[2])
 

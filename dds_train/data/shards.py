@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from dds_train.data.buckets import Shape, bucket_shapes, bucketed
 from dds_train.data.kept_index import Indexed, index_local, index_remote, kept_captions
-from dds_train.data.order import ShardOrder
+from dds_train.data.order import GROUPS_IN_CACHE, ShardOrder
 from dds_train.data.paths import find_shards, find_urls, is_url
 from dds_train.data.remote_files import GIB, FileCache, LostFile, RemoteShard
 from dds_train.data.source import Sample, StorageError, image_size
-from dds_train.data.tar_index import IMAGES, LATENT, OpenFiles, Shard, ShardIndex, ShardSample
+from dds_train.data.tar_index import IMAGES, LATENT, OpenFiles, SampleSequence, Shard, ShardIndex, ShardSample
 from dds_train.diffusion import DiffusionCheckpoint, PromptFile
 from dds_train.errors import UserError, first_line
 from dds_train.images.files import centre_crop, decode_image, upright_size
@@ -123,7 +123,7 @@ class ShardSource:
             self.notes.append(f"{len(self.samples) - with_latents} of {len(self.samples)} samples have no .{LATENT}, {remedy}")
         if self.latents and buckets:
             raise UserError("data.buckets=true: needs images, and these shards have latents; take data.latents=false")
-        if self.order and buckets:
+        if self.order and not self.order.fits and buckets:
             raise UserError(
                 f"data.buckets=true: reads shards in any order, and these do not fit data.cache_gb={cache_gb:g}; raise that"
             )
@@ -301,10 +301,10 @@ def shard_order(samples: "ShardSamples", limit: int) -> ShardOrder:
     shards = [index.shard if isinstance(index.shard, RemoteShard) else None for index in samples.indexes]
     largest = max((shard.size for shard in shards if shard), default=0)
     order = ShardOrder(samples.ends, shards, limit)
-    if not order.fits and 3 * largest > limit:
+    if not order.fits and GROUPS_IN_CACHE * largest > limit:
         raise UserError(
             f"data.cache_gb={limit / GIB:g}: too small for three of these shards, of up to {largest / GIB:.3g} GiB; "
-            f"give at least {3 * largest / GIB:.3g}"
+            f"give at least {GROUPS_IN_CACHE * largest / GIB:.3g}"
         )
     return order
 
@@ -333,7 +333,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     )
 
 
-class ShardSamples(Sequence[ShardSample]):
+class ShardSamples(SampleSequence):
     """The samples of all indexes, one after another."""
 
     def __init__(self, indexes: Sequence[ShardIndex]) -> None:
@@ -343,13 +343,7 @@ class ShardSamples(Sequence[ShardSample]):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    @overload
-    def __getitem__(self, number: int) -> ShardSample: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ShardSample]: ...
-    def __getitem__(self, number: int | slice) -> ShardSample | list[ShardSample]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+    def sample(self, number: int) -> ShardSample:
         shard = bisect(self.ends, number)  # raises IndexError below, if there is none
         return self.indexes[shard][number - self.ends[shard]]
 
@@ -393,7 +387,8 @@ class ShardDataset(Dataset[Sample]):
         return self.shaped(index, (self.size, self.size))
 
     def original_shape(self, index: int) -> Shape:
-        sample, extension = self._usable(index), self._image_of(index)
+        sample = self._usable(index)
+        extension = image_extension(sample)
         try:
             return upright_size(io.BytesIO(self._read(sample, extension, HEADER)), sample.name)
         except StorageError:
@@ -408,9 +403,6 @@ class ShardDataset(Dataset[Sample]):
             raise UserError(self.bad[index])
         return self.samples[index]
 
-    def _image_of(self, index: int) -> str:
-        return next((extension for extension in IMAGES if extension in self.samples[index].members), IMAGES[0])
-
     def shaped(self, index: int, shape: Shape) -> Sample:
         """The sample, its image in this shape."""
         sample = self._usable(index)
@@ -424,7 +416,7 @@ class ShardDataset(Dataset[Sample]):
             if z.shape != (self.shape or z.shape):
                 raise UserError(f"{sample.name}: a latent of shape {list(z.shape)}, most have {list(self.shape or ())}")
             return {"z": z, "caption": caption}
-        image = decode_image(io.BytesIO(self._read(sample, self._image_of(index))), sample.name, 4 * self.size)
+        image = decode_image(io.BytesIO(self._read(sample, image_extension(sample))), sample.name, 4 * self.size)
         return {"image": centre_crop(image, *shape), "caption": caption}
 
     def caption(self, sample: ShardSample) -> str:
@@ -449,6 +441,10 @@ class ShardDataset(Dataset[Sample]):
             return self._files.read(sample.shard, start, size if limit is None else min(size, limit))
         except LostFile as error:
             raise LostFile(f"{sample.name}: {error}", error.final) from error
+
+
+def image_extension(sample: ShardSample) -> str:
+    return next((extension for extension in IMAGES if extension in sample.members), IMAGES[0])
 
 
 def caption_of_json(content: bytes) -> str:

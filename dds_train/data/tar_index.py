@@ -36,8 +36,24 @@ class ShardSample:
         return f"{self.shard.name}/{self.key}"
 
 
+class SampleSequence(Sequence[ShardSample]):
+    """Samples that are made when they are asked for, by `sample`."""
+
+    def sample(self, number: int) -> ShardSample:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, number: int) -> ShardSample: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ShardSample]: ...
+    def __getitem__(self, number: int | slice) -> ShardSample | list[ShardSample]:
+        if isinstance(number, slice):
+            return [self.sample(one) for one in range(*number.indices(len(self)))]
+        return self.sample(number)
+
+
 @dataclass(frozen=True, eq=False)
-class ShardIndex(Sequence[ShardSample]):
+class ShardIndex(SampleSequence):
     """The N samples of a shard in a few arrays, about 70 bytes for one of three members.
 
     Raises:
@@ -80,13 +96,7 @@ class ShardIndex(Sequence[ShardSample]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, number: int) -> ShardSample: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ShardSample]: ...
-    def __getitem__(self, number: int | slice) -> ShardSample | list[ShardSample]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+    def sample(self, number: int) -> ShardSample:
         end = self.ends[number]
         start = self.ends[number - 1] if number % len(self) else 0
         key = self.keys[start:end].tobytes().decode(errors="surrogateescape")

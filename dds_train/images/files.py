@@ -78,8 +78,9 @@ def decode_image(file: str | Path | BinaryIO, name: str, enough: int | None = No
 def upright_size(file: str | Path | BinaryIO, name: str) -> tuple[int, int]:
     """(height, width) of an image that `read_image` reads whole. Its pixels are not decoded."""
     with opened(file, name) as (image, _):
-        known = image.format != "PNG" or "exif" in image.info  # elsewhere in a PNG it takes decoding
-        turned = known and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        # The size of a TIFF is upright; a PNG without EXIF in front would be decoded, for what may follow its pixels.
+        in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = in_header and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         width, height = image.size[::-1] if turned else image.size
         return height, width
 

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import ExifTags
 from torch import Tensor
 from torch.nn import functional as F
 
-from dds_train.images.files import AlphaAndProfile, opened, read_with_alpha_and_profile
+from dds_train.images.files import AlphaAndProfile, read_with_alpha_and_profile, upright_size
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,6 @@ def read_input_image(path: Path, max_side: int | None) -> InputImage:
 def header_size(path: Path, max_side: int | None) -> tuple[int, int]:
     """(H, W) of `read_input_image`, up to a pixel, by the file's header: nothing is decoded. Raises UserError for what is no
     image."""
-    with opened(path, str(path)) as (image, _):
-        width, height = image.size
-        # The size of a TIFF is upright; a PNG without EXIF would be decoded, for what may follow its pixels.
-        in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        if in_header and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:
-            width, height = height, width
+    height, width = upright_size(path, str(path))
     scale = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
     return max(1, round(height * scale)), max(1, round(width * scale))
